@@ -1,0 +1,153 @@
+"""Models by name or by file: a network in eval mode together with its card.
+
+A shipped model is a pair of files in ``xrk/weights``: ``NAME.safetensors``, whose tensors may be float16, and
+``NAME.json``, its card.
+"""
+
+import difflib
+import json
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xrk.checkpoints import CheckpointDescription, assemble, describe_checkpoint, read_state
+from xrk.errors import CheckpointError, CheckpointFileError, InputError, InputTypeError, ModelNotFoundError
+from xrk.models import Card
+
+__all__ = ["CheckpointDescription", "Model", "inspect_checkpoint", "list_models", "load"]
+
+inspect_checkpoint = describe_checkpoint
+
+_WEIGHTS = Path(__file__).parent / "weights"
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+
+# Loading takes longer than enhancing a small frame, and integrators call `enhance` in a loop.
+_MOST_LOADED = 4
+_loaded: "OrderedDict[tuple[Any, ...], Model]" = OrderedDict()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Model:
+    """A network with its card.
+
+    Attributes:
+        card: what the network expects and where it comes from.
+        module: the network; (1, 1, H, W) in, as the card says. From `load` it is in eval mode, float32, on the CPU and
+            takes no gradient; it is shared by all who load the same model, so copy it before changing it.
+    """
+
+    card: Card
+    module: nn.Module
+
+    def enhance(self, image: Any, **options: Any) -> Any:
+        """`xrk.enhance` with this model."""
+        from xrk.enhancement import enhance  # it imports this file
+
+        return enhance(image, model=self, **options)
+
+    def __repr__(self) -> str:
+        card = self.card
+        return f"<xrk.Model {card.name!r}: {card.architecture}, {card.parameters} parameters, {card.domain} domain>"
+
+
+def load(name_or_path: str | os.PathLike[str]) -> Model:
+    """A shipped model by its name, or a checkpoint by its path.
+
+    A text that is the name of a shipped model means that model, whatever lies in the working folder. A shipped
+    model's weights are checked against the sha256 in its card. The last few models are kept, so that loading an
+    unchanged file again costs nothing and gives the same `Model`.
+
+    Args:
+        name_or_path: a name that `list_models` gives, or a file of torch (.pth, .pt, .ckpt) or safetensors.
+
+    Raises:
+        ModelNotFoundError: the text is neither a name nor a file. CheckpointFileError: the file cannot be read, or
+        loading it would run code. CheckpointError: its tensors fit no known network. InputTypeError: not a text or a
+        path.
+    """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputTypeError(f"A model is given by its name or its path, got {type(name_or_path).__name__}.")
+    text = os.fspath(name_or_path)
+    if not isinstance(text, str):
+        raise InputTypeError(f"A model is given by a text or a pathlib.Path, got {type(text).__name__}.")
+    names = _shipped_names()
+    if isinstance(name_or_path, str):
+        if text in names:
+            return _kept(_WEIGHTS / f"{text}.safetensors", text)
+        looks_like_path = text.endswith(_CHECKPOINT_SUFFIXES) or os.path.basename(text) != text
+        if not text or not (looks_like_path or os.path.lexists(text)):
+            close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
+            raise ModelNotFoundError(
+                f"There is no model {text!r} and no file of that name; "
+                + (f"did you mean {close[0]!r}? " if close else "")
+                + f"Shipped models: {', '.join(names) or 'none'}."
+            )
+    return _kept(Path(text), None)
+
+
+def list_models() -> list[Card]:
+    """The cards of the shipped models, sorted by name."""
+    return [_shipped_card(name) for name in _shipped_names()]
+
+
+def _kept(path: Path, shipped_name: str | None) -> Model:
+    with _lock:
+        key = _identity(path, shipped_name)
+        if key in _loaded:
+            _loaded.move_to_end(key)
+            return _loaded[key]
+        model = _read(path, shipped_name)
+        # A file that changes while it is read must not stand for what it became.
+        if key is not None and key == _identity(path, shipped_name):
+            for old in [k for k in _loaded if k[:2] == key[:2]]:
+                del _loaded[old]
+            _loaded[key] = model
+            if len(_loaded) > _MOST_LOADED:
+                _loaded.popitem(last=False)
+        return model
+
+
+def _identity(path: Path, shipped_name: str | None) -> tuple[Any, ...] | None:
+    """What a file must keep for a loaded model to stand for it; None where there is no file to look at."""
+    try:
+        absolute = path.absolute()
+        status = absolute.stat()
+        return str(absolute), shipped_name, status.st_ino, status.st_mtime_ns, status.st_size
+    except (OSError, ValueError):
+        return None
+
+
+def _read(path: Path, shipped_name: str | None) -> Model:
+    card = None if shipped_name is None else _shipped_card(shipped_name)
+    # Tensors made in a caller's inference mode could never be trained, and others get the same ones.
+    with torch.inference_mode(False):
+        state, file = read_state(path)
+        if card is not None and file.sha256 != card.sha256:
+            raise CheckpointFileError(
+                f"The weights of {shipped_name} have the sha256 {file.sha256}, but their card says {card.sha256}: "
+                "install xrk again."
+            )
+        try:
+            derived, module = assemble(state, file, None if card is None else card.to_dict())
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    return Model(derived if card is None else card, module)
+
+
+def _shipped_names() -> list[str]:
+    return sorted(path.stem for path in _WEIGHTS.glob("*.json") if path.with_suffix(".safetensors").is_file())
+
+
+def _shipped_card(name: str) -> Card:
+    path = _WEIGHTS / f"{name}.json"
+    try:
+        return Card.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, InputError) as error:
+        raise CheckpointFileError(f"The model card {path} cannot be read: {error} Install xrk again.") from None
