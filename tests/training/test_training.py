@@ -1,0 +1,131 @@
+"""The recipe: data that says what it claims, a run that learns, stops, goes on and ends the same."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from xrk.models.resnet18_unet import ResNet18UNet
+from xrk.noise import NoiseModel
+from xrk.training import data, denoise
+from xrk.training.optimizer import Muon, orthogonalise
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pool") / "pool.npy"
+    data.build_pool(path, 3, size=96, workers=1)
+    return path
+
+
+def test_pool_holds_the_scenes_it_names(pool):
+    stored = np.load(pool)
+    assert stored.shape == (3, 96, 96)
+    expected = data.clean_signal(1_000_001, 96)
+    np.testing.assert_allclose(stored[1] / data.POOL_SCALE, np.clip(expected, 0, None), atol=1.1 / data.POOL_SCALE)
+
+
+def test_patches_have_unit_noise(pool):
+    patches = data.Patches(pool, 64, seed=0)
+    noisy, target, weight = patches.batch(24)
+    assert noisy.shape == target.shape == weight.shape == (24, 1, 64, 64)
+    assert noisy.dtype == target.dtype == np.float32
+    deviation = np.median((noisy - target).std((1, 2, 3)))
+    assert deviation == pytest.approx(1, abs=0.06)
+    assert np.abs(np.median((noisy - target).mean((1, 2, 3)))) < 0.05
+    np.testing.assert_allclose(weight.mean((1, 2, 3)), 1, rtol=1e-4)
+
+
+def test_patches_go_on_where_they_were(pool):
+    first = data.Patches(pool, 32, seed=5)
+    first.batch(2)
+    state = first.state()
+    second = data.Patches(pool, 32, seed=99)
+    second.restore(state)
+    for a, b in zip(first.batch(2), second.batch(2), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_closed_form_target_is_near_the_exact_one():
+    mean = np.geomspace(0.5, 2000, 50)
+    exact = NoiseModel(1.0, 0.0, 1.0).expected_stabilised(mean)
+    assert np.abs(data.expected_anscombe(mean + 1.0) - exact).max() < 0.03
+
+
+def arguments(**changes):
+    values = {
+        "steps": 6, "cooldown": 2, "scenes": 3, "batch": 2, "size": 32, "optimizer": "muon", "lr": 0.02, "seed": 0,
+        "log": 3, "save": 3, "device": "cpu",
+    }  # fmt: skip
+    return denoise.argparse.Namespace(**values | changes)
+
+
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        denoise, "build_pool", lambda path, *a, **k: path.exists() or data.build_pool(path, 3, 192, workers=1)
+    )
+    denoise.train(tmp_path / "whole", arguments())
+    denoise.train(tmp_path / "split", arguments(save=3, steps=6))
+    whole = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
+    # Killed after step 3: start again from the checkpoint that was there then.
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "pool.npy").symlink_to(tmp_path / "whole" / "pool.npy")
+    rate = denoise.learning_rate
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, *rest):
+        if step == 4:
+            raise Killed
+        return rate(step, *rest)
+
+    monkeypatch.setattr(denoise, "learning_rate", kill)
+    with pytest.raises(Killed):
+        denoise.train(tmp_path / "killed", arguments())
+    monkeypatch.setattr(denoise, "learning_rate", rate)
+    denoise.train(tmp_path / "killed", arguments())
+    resumed = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    for name, value in whole["average"].items():
+        torch.testing.assert_close(resumed["average"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_network_starts_as_identity_and_ignores_the_level():
+    torch.manual_seed(0)
+    network = ResNet18UNet(**denoise.CONFIG).eval()
+    denoise.initialise(network)
+    x = 3 * torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        y = network(x)
+        assert (y - x).std() < 0.5 * x.std()
+        torch.testing.assert_close(network(x + 100) - 100, y, rtol=0, atol=1e-3)
+
+
+def test_learning_rate():
+    rates = [denoise.learning_rate(step, 1000, 300) for step in range(1000)]
+    assert rates[0] < 0.01
+    assert rates[500] == 1.0
+    assert rates[-1] < 0.01
+    assert all(b <= a for a, b in pairwise(rates[700:]))
+
+
+def test_orthogonalise():
+    torch.manual_seed(0)
+    for shape in ((8, 40), (40, 8), (16, 16)):
+        singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert singular.min() > 0.3
+        assert singular.max() < 1.3
+
+
+def test_muon_descends():
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    goal = torch.randn(8, 4, 3, 3)
+    optimizer = Muon([kernel], lr=0.2, weight_decay=0.0)
+    before = ((kernel - goal) ** 2).mean().item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        ((kernel - goal) ** 2).mean().backward()
+        optimizer.step()
+    assert ((kernel - goal) ** 2).mean().item() < 0.2 * before

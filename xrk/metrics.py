@@ -1,0 +1,74 @@
+"""Figures of merit against a reference; the data range is always the caller's, never guessed from the image."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from xrk.errors import InputError
+
+__all__ = ["psnr", "ssim"]
+
+
+def psnr(image: ArrayLike, reference: ArrayLike, data_range: float) -> float:
+    """Peak signal-to-noise ratio in dB: 10 log10(data_range^2 / mean squared error); inf for equal images.
+
+    Args:
+        image, reference: arrays of one shape, any real dtype.
+        data_range: the peak, in the arrays' units.
+
+    Raises:
+        InputError: the shapes differ, or ``data_range`` is not positive.
+    """
+    image, reference = _pair(image, reference, data_range)
+    error = float(np.mean((image - reference) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(data_range**2 / error))
+
+
+def ssim(image: ArrayLike, reference: ArrayLike, data_range: float, window: int = 7) -> float:
+    """Mean structural similarity over square windows (Wang et al., IEEE Trans. Image Process. 13, 2004, 600).
+
+    Uniform windows of ``window`` x ``window`` pixels that lie wholly inside, sample (co)variances, K1 = 0.01 and
+    K2 = 0.03: the definition of scikit-image's ``structural_similarity`` with its defaults.
+
+    Args:
+        image, reference: (H, W) of one shape, any real dtype, H and W at least ``window``.
+        data_range: the peak, in the arrays' units.
+
+    Raises:
+        InputError: the shapes differ or are smaller than the window, or ``data_range`` is not positive.
+    """
+    x, y = _pair(image, reference, data_range)
+    if x.ndim != 2 or min(x.shape) < window:
+        raise InputError(f"SSIM needs (H, W) images of at least {window}x{window} pixels, not shape {x.shape}.")
+    # Shifted by a common value, which leaves (co)variances alone, so that the sums of squares do not cancel.
+    shift = y.mean()
+    x, y = x - shift, y - shift
+    mean_x, mean_y = _window_mean(x, window), _window_mean(y, window)
+    sample = window**2 / (window**2 - 1)
+    var_x = sample * (_window_mean(x * x, window) - mean_x**2)
+    var_y = sample * (_window_mean(y * y, window) - mean_y**2)
+    covariance = sample * (_window_mean(x * y, window) - mean_x * mean_y)
+    mean_x, mean_y = mean_x + shift, mean_y + shift
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return float(np.mean(luminance * structure))
+
+
+def _window_mean(image: np.ndarray, window: int) -> np.ndarray:
+    for axis in (0, 1):
+        total = np.cumsum(image, axis=axis)
+        total = np.concatenate([np.zeros_like(total.take([0], axis)), total], axis=axis)
+        size = total.shape[axis]
+        image = total.take(np.arange(window, size), axis) - total.take(np.arange(size - window), axis)
+    return image / window**2
+
+
+def _pair(image: ArrayLike, reference: ArrayLike, data_range: float) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(image, np.float64), np.asarray(reference, np.float64)
+    if x.shape != y.shape:
+        raise InputError(f"The image has shape {x.shape} and the reference {y.shape}; they must be equal.")
+    if not data_range > 0:
+        raise InputError(f"data_range is {data_range}; it must be a positive number.")
+    return x, y

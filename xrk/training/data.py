@@ -1,0 +1,185 @@
+"""Training data: a pool of noise-free signals on disk, and noisy patches drawn from it without end.
+
+random scenes ── radiate ──> pool.npy (signals of the open beam, uint16)
+  ── crop, turn, scale thickness, texture, shading ──> clean ── quanta, light spread, read noise, spots ──> noisy
+  ── generalised Anscombe ──> (network input, what its output should be, weight)
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xrk.scenes import random_scene
+from xrk.simulate import Geometry, blur, radiate
+
+__all__ = ["Patches", "build_pool", "clean_signal", "expected_anscombe"]
+
+# A pool stores signals in units of the open beam times this; scatter and gain lift some values above 1.
+POOL_SCALE = 50000.0
+
+
+def clean_signal(seed: int, size: int) -> NDArray[np.float32]:
+    """The noise-free signal of random scene ``seed``, (size, size) float32 in units of the open beam."""
+    rng = np.random.default_rng([seed, 1])
+    field = float(np.exp(rng.uniform(np.log(15.0), np.log(150.0)))) * size / 384
+    geometry = Geometry((size, size), field / size)
+    return radiate(
+        random_scene(seed, field),
+        geometry,
+        kilovolts=float(rng.uniform(60, 150)),
+        unsharpness=float(rng.uniform(0.0, 1.0)),
+        scatter=float(rng.uniform(0.0, 0.15)),
+        vignetting=float(rng.uniform(0.0, 0.15)),
+    )
+
+
+def _pool_rows(job: tuple[int, int, int]) -> NDArray[np.uint16]:
+    first, count, size = job
+    signals = np.stack([clean_signal(seed, size) for seed in range(first, first + count)])
+    return np.clip(np.rint(signals * POOL_SCALE), 0, 65535).astype(np.uint16)
+
+
+def build_pool(path: Path, count: int, size: int = 384, first_seed: int = 1_000_000, workers: int = 2) -> None:
+    """Write ``count`` signals of scenes ``first_seed ...`` to ``path``, a (count, size, size) uint16 .npy file.
+
+    Seeds below 1_000_000 are kept for evaluation. A file that is already complete is left alone.
+    """
+    if path.exists():
+        return
+    partial = path.with_suffix(".partial")
+    chunk = 16
+    pool = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=(count, size, size))
+    jobs = [(first_seed + i, min(chunk, count - i), size) for i in range(0, count, chunk)]
+    with ProcessPoolExecutor(workers) as processes:
+        for job, rows in zip(jobs, processes.map(_pool_rows, jobs), strict=True):
+            start = job[0] - first_seed
+            pool[start : start + len(rows)] = rows
+    pool.flush()
+    partial.rename(path)
+
+
+# Mean of the Anscombe transform 2 sqrt(q + 3/8 + s^2) over Poisson counts plus Gaussian read noise as a function of
+# mean + s^2, from the closed form of its inverse (Makitalo and Foi 2013, eq. 10).
+_TABLE_D = np.concatenate([np.linspace(1.2247449, 20, 4000), np.geomspace(20.01, 4000, 4000)])
+_TABLE_Y = (
+    _TABLE_D**2 / 4
+    + np.sqrt(1.5) / (4 * _TABLE_D)
+    - 11 / (8 * _TABLE_D**2)
+    + 5 * np.sqrt(1.5) / (8 * _TABLE_D**3)
+    - 1 / 8
+)
+
+
+def expected_anscombe(quanta: NDArray[np.float32]) -> NDArray[np.float32]:
+    """E[2 sqrt(max(z + 3/8, 0))] for z with mean (and variance) ``quanta``, read noise included in both."""
+    return np.interp(quanta, _TABLE_Y, _TABLE_D).astype(np.float32)
+
+
+class Patches:
+    """Endless noisy patches from a pool, in the variance-stabilised domain of the network.
+
+    Args:
+        pool: the .npy file that `build_pool` wrote.
+        size: side of the patches in pixels.
+        seed: of everything random; `state` and `restore` carry the generator over a restart.
+        scenes: which of the pool's scenes to draw from.
+        quanta: range of the dose, quanta per open-beam pixel, drawn log-uniformly.
+    """
+
+    def __init__(
+        self,
+        pool: Path,
+        size: int,
+        seed: int,
+        scenes: slice = slice(None),
+        quanta: tuple[float, float] = (15.0, 12000.0),
+    ) -> None:
+        self.signals = np.load(pool, mmap_mode="r")[scenes]
+        self.size = size
+        self.quanta = quanta
+        self.rng = np.random.default_rng(seed)
+
+    def state(self) -> dict:
+        return self.rng.bit_generator.state
+
+    def restore(self, state: dict) -> None:
+        self.rng.bit_generator.state = state
+
+    def batch(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """(noisy, target, weight), each (count, 1, size, size) float32.
+
+        noisy and target are in units of the noise; weight turns a squared error there into one of the linear signal,
+        up to a constant per patch.
+        """
+        noisy, target, weight = zip(*(self.patch() for _ in range(count)), strict=True)
+        return np.stack(noisy)[:, None], np.stack(target)[:, None], np.stack(weight)[:, None]
+
+    def clean(self) -> NDArray[np.float32]:
+        rng, size = self.rng, self.size
+        image = self.signals[rng.integers(len(self.signals))]
+        step = 2 if 2 * size <= min(image.shape) and rng.random() < 0.15 else 1
+        extent = step * size
+        top, left = rng.integers(image.shape[0] - extent + 1), rng.integers(image.shape[1] - extent + 1)
+        patch = image[top : top + extent, left : left + extent].astype(np.float32) / np.float32(POOL_SCALE)
+        if step == 2:
+            patch = patch.reshape(size, 2, size, 2).mean((1, 3))
+        patch = np.rot90(patch, rng.integers(4))
+        if rng.random() < 0.5:
+            patch = patch.T
+        patch = np.ascontiguousarray(patch)
+        if rng.random() < 0.4:  # the same scene of thicker or thinner material
+            patch = patch ** np.float32(np.exp(rng.uniform(np.log(0.3), np.log(1.8))))
+        if rng.random() < 0.25:  # texture
+            patch = patch * np.exp(np.float32(10 ** rng.uniform(-2.5, -0.7)) * self._fractal(rng.uniform(0.8, 2.2)))
+        if rng.random() < 0.2:  # shading left by an imperfect flat field
+            patch = patch * (1 + np.float32(rng.uniform(0, 0.05)) * self._fractal(3.0))
+        if rng.random() < 0.1:  # gain steps between readout columns
+            columns = np.repeat(rng.normal(0, 10 ** rng.uniform(-3, -1.7), size // 8 + 1), 8)[:size]
+            patch = patch * (1 + columns.astype(np.float32))
+        return np.clip(patch, 0, 1.6)
+
+    def _fractal(self, slope: float) -> NDArray[np.float32]:
+        """A random field with power spectrum 1/f^(2 slope), mean 0, standard deviation 1."""
+        size = self.size
+        frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+        frequency[0, 0] = np.inf
+        spectrum = np.fft.rfft2(self.rng.standard_normal((size, size))) / frequency**slope
+        image = np.fft.irfft2(spectrum, s=(size, size))
+        return (image / image.std()).astype(np.float32)
+
+    def patch(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        rng, size = self.rng, self.size
+        quanta = np.float32(np.exp(rng.uniform(*np.log(self.quanta))))
+        mean = quanta * self.clean()
+        counts = rng.poisson(mean).astype(np.float32)
+        spread = 0.0
+        if rng.random() < 0.5:
+            spread = float(rng.uniform(0.3, 0.9))
+            tail = np.float32(rng.uniform(0, 0.15) if rng.random() < 0.4 else 0.0)
+            wide = 2.5 * spread
+            mean, counts = ((1 - tail) * blur(x, spread) + tail * blur(x, wide) for x in (mean, counts))
+            impulse = np.zeros((33, 33), np.float32)
+            impulse[16, 16] = 1
+            kernel = (1 - tail) * blur(impulse, spread) + tail * blur(impulse, wide)
+            # Per quantum that the *pixel* variance shows, the blurred signal counts this many times less.
+            effective = np.float32((kernel**2).sum())
+            mean, counts = mean / effective, counts / effective
+        read = np.float32(0.0)
+        if rng.random() < 0.5:
+            read = np.float32(np.sqrt(max(float(mean.mean()), 0.5)) * 10 ** rng.uniform(-1.5, 0.2))
+            counts = counts + read * rng.standard_normal((size, size), dtype=np.float32)
+        if rng.random() < 0.15:  # white spots
+            hit = rng.random((size, size)) < 10 ** rng.uniform(-4.5, -2.5)
+            counts = counts + hit * rng.exponential(30 * np.sqrt(mean.mean() + 1), (size, size)).astype(np.float32)
+        variance = read * read + np.float32(0.375)
+        noisy = 2 * np.sqrt(np.maximum(counts + variance, 0))
+        target = expected_anscombe(mean + read * read)
+        if rng.random() < 0.5:  # the noise model is itself an estimate
+            error = np.float32(np.exp(rng.normal(0, 0.05)))
+            noisy, target = noisy * error, target * error
+        weight = mean + read * read + np.float32(0.5)
+        return noisy, target, weight / weight.mean()

@@ -1,0 +1,171 @@
+"""The recipe that made the shipped ``resnet18-unet``: one command, seeded, logged, validated, resumable.
+
+    python -m xrk.training.denoise --run runs/resnet18-unet --steps 12000
+
+The network learns in the variance-stabilised domain (noise of standard deviation 1 everywhere). The loss is the mean
+over patches of log(mean squared error of the linear signal), which is what PSNR measures; one patch counts as much as
+another whatever its dose. The learning rate is constant after a short warm-up and falls to zero over the last
+``--cooldown`` steps, so that a run can be prolonged: resume it with more steps before its cooldown began.
+
+Everything a run needs to go on lies in its folder: ``checkpoint.pt`` (written atomically every ``--save`` steps),
+``log.csv``, and the pool of signals. A killed run goes on from its last checkpoint when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xrk.models.resnet18_unet import ResNet18UNet
+from xrk.training.data import Patches, build_pool
+from xrk.training.optimizer import Muon
+
+CONFIG = {"width": 16, "decoder_channels": (64, 48, 48, 32, 16), "full_resolution_skip": 8, "batch_norm": False}
+
+
+def initialise(network: ResNet18UNet) -> None:
+    """He initialisation; every residual branch and the head start near zero, so that the network starts as identity."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, module in network.named_modules():
+        if name.startswith("encoder.layer") and name.endswith("conv2"):
+            module.weight.data *= 0.2
+    network.segmentation_head[0].weight.data *= 0.05
+    contrast_only(network)
+
+
+def contrast_only(network: ResNet18UNet) -> None:
+    """Make every filter that sees the image sum to zero: noise has unit variance at every level, so the level is noise.
+
+    With replicated borders this makes the network commute with adding a constant to the image, exactly.
+    """
+    for module in (network.encoder.conv1, network.input_skip):
+        module.weight.data -= module.weight.data.mean((1, 2, 3), keepdim=True)
+
+
+def psnr_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean over patches of log(weighted mean squared error), with a floor far below what can be reached."""
+    return torch.log((weight * (output - target) ** 2).mean((1, 2, 3)) + 1e-3).mean()
+
+
+def learning_rate(step: int, steps: int, cooldown: int, warmup: int = 200) -> float:
+    """Relative rate: linear warm-up, constant, then 1 - sqrt down to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    left = steps - step
+    return 1.0 if left >= cooldown else 1 - math.sqrt(1 - max(left, 0) / cooldown)
+
+
+def validate(network: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """Mean reduction of the weighted squared error against the noisy input, in dB, over fixed batches."""
+    gains = []
+    with torch.inference_mode():
+        for noisy, target, weight in batches:
+            before = (weight * (noisy - target) ** 2).mean((1, 2, 3))
+            after = (weight * (network(noisy) - target) ** 2).mean((1, 2, 3))
+            gains.append(10 * torch.log10(before / after))
+    return float(torch.cat(gains).mean())
+
+
+def train(run: Path, arguments: argparse.Namespace) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    build_pool(run / "pool.npy", arguments.scenes, workers=max(1, torch.get_num_threads()))
+    torch.manual_seed(arguments.seed)
+    device = torch.device(arguments.device)
+    network = ResNet18UNet(**CONFIG)
+    initialise(network)
+    network = network.to(device, memory_format=torch.channels_last)
+    average = ResNet18UNet(**CONFIG).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    average.load_state_dict(network.state_dict())
+    matrices = [p for n, p in network.named_parameters() if p.ndim == 4 and min(p.shape[0], p[0].numel()) > 8]
+    others = [p for p in network.parameters() if not any(p is m for m in matrices)]
+    if arguments.optimizer == "muon":
+        optimizers = [Muon(matrices, lr=arguments.lr), torch.optim.AdamW(others, lr=0.1 * arguments.lr)]
+    else:
+        optimizers = [torch.optim.AdamW(network.parameters(), lr=arguments.lr, betas=(0.9, 0.99), weight_decay=1e-4)]
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    validation_scenes = max(1, arguments.scenes // 24)  # the last ones; the network never sees them
+    patches = Patches(run / "pool.npy", arguments.size, arguments.seed, slice(-validation_scenes))
+    held_out = Patches(run / "pool.npy", 192, 987654321, slice(-validation_scenes, None))
+    batches = [tuple(torch.from_numpy(x).to(device) for x in held_out.batch(8)) for _ in range(4)]
+    step, spent = 0, 0.0
+    checkpoint = run / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        network.load_state_dict(saved["network"])
+        average.load_state_dict(saved["average"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        patches.restore(saved["generator"])
+        step, spent = saved["step"], saved["seconds"]
+        print(f"resumed at step {step} after {spent:.0f} s", flush=True)
+    start, loss_sum, loss_count = time.monotonic() - spent, 0.0, 0
+    while step < arguments.steps:
+        rate = learning_rate(step, arguments.steps, arguments.cooldown)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, base in zip(groups, rates, strict=True):
+            group["lr"] = base * rate
+        noisy, target, weight = (torch.from_numpy(x).to(device) for x in patches.batch(arguments.batch))
+        loss = psnr_loss(network(noisy), target, weight)
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        contrast_only(network)
+        step += 1
+        with torch.no_grad():
+            decay = min(0.995, 1 - 1 / (1 + step / 4))
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        loss_sum, loss_count = loss_sum + loss.item(), loss_count + 1
+        if step % arguments.log == 0 or step == arguments.steps:
+            spent = time.monotonic() - start
+            gain = validate(average, batches)
+            with (run / "log.csv").open("a") as log:
+                log.write(f"{step},{spent:.0f},{loss_sum / loss_count:.4f},{gain:.3f},{rate:.3f}\n")
+            print(f"step {step}  {spent:.0f} s  loss {loss_sum / loss_count:.4f}  gain {gain:.3f} dB", flush=True)
+            loss_sum, loss_count = 0.0, 0
+        if step % arguments.save == 0 or step == arguments.steps:
+            saved = {
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "generator": patches.state(),
+                "step": step,
+                "seconds": time.monotonic() - start,
+            }
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(saved, partial)
+            os.replace(partial, checkpoint)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of this run: pool, checkpoint, log")
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--cooldown", type=int, default=3000, help="last steps, over which the rate falls to zero")
+    parser.add_argument("--scenes", type=int, default=2400, help="random scenes in the pool")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=192, help="side of the patches in pixels")
+    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
+    parser.add_argument("--lr", type=float, default=0.006)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=int, default=100, help="validate and log every so many steps")
+    parser.add_argument("--save", type=int, default=100, help="write the checkpoint every so many steps")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+    np.seterr(all="raise", under="ignore")
+    train(arguments.run, arguments)
+
+
+if __name__ == "__main__":
+    main()
