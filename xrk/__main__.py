@@ -1,0 +1,7 @@
+"""`python -m xrk` is the command `xrk`."""
+
+import sys
+
+from xrk.cli import main
+
+sys.exit(main())

@@ -1,0 +1,362 @@
+"""Reading TIFF files through tifffile: it parses and decodes.
+
+This file decides what is accepted, and turns every failure into one ImageFileError (TIFF 6.0; BigTIFF).
+"""
+
+import logging
+import math
+import os
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import tifffile
+
+from xrk.errors import ImageFileError, InputError
+from xrk.io import description, imagej, ome
+from xrk.io.codecs import DEFLATE, LOSSLESS, check_decoder, codec_name
+from xrk.io.image import Image, Page
+
+__all__ = ["DTYPES", "SUPPORTED", "errors_named", "read", "read_report"]
+
+DTYPES = "u1 i1 u2 i2 u4 i4 f2 f4 f8"
+SUPPORTED = {np.dtype(name) for name in DTYPES.split()}
+MAX_PAGES = 1 << 20
+# Text that describes the exposure, its place in a document or its author, and the orientation. Tags that describe
+# the pixel values (minimum, maximum, response curves) no longer hold after enhancement and are left out.
+CARRIED_TAGS = {269, 271, 272, 274, 285, 286, 287, 297, 305, 306, 315, 316, 33432}
+OFFSET_DTYPES = {13, 18}  # IFD, IFD8
+OTHER_FORMATS = {
+    b"\x89PNG": "a PNG", b"\xff\xd8\xff": "a JPEG", b"\x89HDF": "an HDF5", b"BM": "a BMP", b"GIF8": "a GIF",
+    b"PK\x03\x04": "a ZIP", b"%PDF": "a PDF", b"\x93NUM": "a NumPy",
+}  # fmt: skip
+
+
+def read(path: str | os.PathLike) -> Image:
+    """Read a TIFF file: (H, W), or (N, H, W) where it has N pages, in the file's dtype and byte order.
+
+    Taken: one sample per pixel; unsigned and signed integers of up to 32 bits (packed ones, such as 12 bits, come
+    in the next larger dtype), floats of 16, 32 and 64; strips and tiles; classic and BigTIFF; ImageJ, OME and plain
+    files. Reduced copies of the image (a pyramid, a thumbnail) are left aside, and named in `Image.notes`.
+
+    Raises ImageFileError: absent, a folder, not TIFF, damaged or cut off, colour, of an unsupported dtype, larger
+    than this machine's memory, or compressed in a way that needs the extra ``codecs``.
+    """
+    with _opened(path) as (file, size), errors_named(path) as log:
+        offsets, order, bigtiff = _page_offsets(path, file, size)
+        with tifffile.TiffFile(file, is_ndpi=False, is_lsm=False) as tif:
+            pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
+            _check_log(path, log)
+            if len(pages) != len(offsets):
+                raise ImageFileError(f"{path} is damaged: only {len(pages)} of its {len(offsets)} pages are whole.")
+            image = _read_pages(path, file, size, pages, order, bigtiff)
+            _check_log(path, log)
+            return image
+
+
+def read_report(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The report that xrk wrote into a TIFF file's metadata (as `Report.to_dict()`), or None. Pixels are not read."""
+    with _opened(path) as (file, size), errors_named(path):
+        _, order, _ = _page_offsets(path, file, size)
+        with tifffile.TiffFile(file, is_ndpi=False, is_lsm=False) as tif:
+            text = _raw(file, tif.pages[0].tags.get(270))
+            kind = description.kind_of(text)
+            info = imagej.get_info(_imagej_entries(file, tif.pages[0], order), order) if kind == "imagej" else ""
+            return description.find_report(kind, text, info)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, int]]:
+    if os.path.isdir(path):
+        raise ImageFileError(f"{path} is a folder, not an image file.")
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
+        raise ImageFileError(f"{path} is not a regular file.")
+    try:
+        with open(path, "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except ImageFileError:
+        raise
+    except FileNotFoundError:
+        raise ImageFileError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise ImageFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+class _Messages(logging.Filter):
+    """Keeps tifffile's messages off the user's screen while xrk uses it, and remembers the errors of each thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[int | None, list[str]] = {}  # of the threads that use tifffile through xrk now
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread in self.errors and record.levelno >= logging.ERROR:
+            self.errors[record.thread].append(record.getMessage())
+        return not self.errors  # tifffile's own decoding threads are silenced as well
+
+
+_messages = _Messages()
+logging.getLogger("tifffile").addFilter(_messages)
+
+
+@contextmanager
+def errors_named(path: str | os.PathLike, what: str = "is damaged or not supported") -> Iterator[list[str]]:
+    """tifffile raises a dozen kinds of exception over damaged files; all become one sentence that names the file.
+
+    Yields the list of what tifffile has logged as errors so far.
+    """
+    thread = threading.get_ident()
+    errors = _messages.errors[thread] = []
+    try:
+        yield errors
+    except (ImageFileError, InputError):
+        raise
+    except MemoryError as error:
+        raise ImageFileError(f"There is not enough memory for {path}.") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageFileError(f"{path} {what}: {text}.") from error
+    finally:
+        del _messages.errors[thread]
+
+
+def _check_log(path: str | os.PathLike, log: list[str]) -> None:
+    """What tifffile logs as an error is damage that it passes over; only odd private tags may be passed over."""
+    for message in log:
+        tag = re.search(r"TiffTag (\d+)", message)
+        if tag is None:
+            raise ImageFileError(f"{path} is damaged: {' '.join(re.sub('<[^>]*>', '', message).split())[:200]}.")
+        if int(tag[1]) < 32768:
+            raise ImageFileError(f"{path} is cut off or damaged: its TIFF tag {tag[1]} cannot be read.")
+
+
+def _page_offsets(path: str | os.PathLike, file: BinaryIO, size: int) -> tuple[list[int], str, bool]:
+    """Offsets of all pages, byte order, and whether the file is BigTIFF; the chain of pages must end."""
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if size == 0:
+        raise ImageFileError(f"{path} is empty (0 bytes).")
+    if order is None or len(head) < 8 or struct.unpack_from(f"{order}H", head, 2)[0] not in (42, 43):
+        other = next((name for magic, name in OTHER_FORMATS.items() if head.startswith(magic)), None)
+        raise ImageFileError(
+            f"{path} is not a TIFF file{f': it looks like {other} file' if other else ''}; xrk reads TIFF only."
+        )
+    bigtiff = struct.unpack_from(f"{order}H", head, 2)[0] == 43
+    number, entry, link = (8, 20, 8) if bigtiff else (2, 12, 4)  # bytes of: number of tags, a tag, an offset
+    at, seen = (8 if bigtiff else 4), set()
+    offsets: list[int] = []
+
+    def integer(start: int, length: int) -> int:
+        file.seek(start)
+        return int.from_bytes(file.read(length), {"<": "little", ">": "big"}[order])
+
+    while True:
+        offset = integer(at, link) if at + link <= size else size
+        if offset == 0 and offsets:
+            file.seek(0)
+            return offsets, order, bigtiff
+        if offset + number > size or offset < 8:
+            raise ImageFileError(f"{path} is cut off or damaged: page {len(offsets) + 1} lies outside the file.")
+        if offset in seen or len(offsets) >= MAX_PAGES:
+            raise ImageFileError(f"{path} is damaged: its pages never end (page {len(offsets) + 1}).")
+        seen.add(offset)
+        offsets.append(offset)
+        at = offset + number + entry * integer(offset, number)
+
+
+def _read_pages(path, file, size, pages: list[tifffile.TiffPage], order: str, bigtiff: bool) -> Image:
+    notes = []
+    full = [page for page in pages if not page.subfiletype & 0b101]  # neither reduced copies nor masks
+    if len(full) < len(pages) or any(page.subifds for page in full):
+        notes.append("reduced copies of the image are not carried over")
+    first = full[0] if full else pages[0]
+    for page in full:
+        _check_page(path, page, size)
+        if (page.shape, page.dtype) != (first.shape, first.dtype):
+            raise ImageFileError(
+                f"{path} holds pages of different sizes or types ({first.shape} {first.dtype} and {page.shape} "
+                f"{page.dtype}); xrk takes one frame, or a stack of equal frames."
+            )
+    if not full:
+        raise ImageFileError(f"{path} holds no page at full resolution.")
+    metadata = tuple(_page(file, page, order) for page in full)
+    kind = description.kind_of(metadata[0].description)
+    frames = _hidden_frames(path, first, size, metadata[0].description) if len(pages) == 1 else len(full)
+    height, width = first.shape
+    dtype = np.dtype(first.dtype).newbyteorder(order)
+    gibibytes = frames * height * width * dtype.itemsize / 2**30
+    if gibibytes * 2**30 > _available_memory():
+        raise ImageFileError(
+            f"{path} declares {frames} x {height} x {width} pixels of {dtype.name} ({gibibytes:.1f} GiB): more than "
+            "the free memory of this machine."
+        )
+    for page in full:
+        _check_inflation(path, file, page)
+    contiguous = frames > len(full)
+    if contiguous:
+        file.seek(first.dataoffsets[0])
+        array = np.fromfile(file, dtype, frames * height * width).reshape(frames, height, width)
+    elif frames == 1:
+        array = first.asarray().astype(dtype, copy=False).reshape(height, width)
+    else:
+        array = np.empty((frames, height, width), dtype)
+        for index, page in enumerate(full):
+            array[index] = page.asarray().reshape(height, width)
+
+    entries = _imagej_entries(file, first, order) if kind == "imagej" else []
+    levels = ome.significant_levels(metadata[0].description.decode("utf-8", "replace")) if kind == "ome" else None
+    if first.bitspersample < 8 * dtype.itemsize and dtype.kind in "ui":
+        bits = first.bitspersample
+        levels = (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        notes.append(f"{bits}-bit packed pixels are written as {dtype.name}, since values may exceed {bits} bits")
+    declared = imagej.declared_frames(metadata[0].description) if kind == "imagej" else frames
+    if declared != frames:
+        notes.append(f"the description states {declared} frames, the file has {frames}")
+    if first.compression not in LOSSLESS:
+        notes.append(f"{codec_name(first.compression)} is written as deflate, which loses nothing")
+    return Image(
+        array=array,
+        path=Path(path),
+        byteorder=order,
+        bigtiff=bigtiff,
+        kind=kind,
+        contiguous=contiguous,
+        levels=levels,
+        pages=metadata,
+        imagej=tuple(entries),
+        report=description.find_report(kind, metadata[0].description, imagej.get_info(entries, order)),
+        notes=tuple(notes),
+    )
+
+
+def _check_page(path, page: tifffile.TiffPage, size: int) -> None:
+    """Refuse what xrk does not take, and damage that shows without decoding."""
+    if page.samplesperpixel != 1 or page.photometric not in (0, 1):
+        if page.samplesperpixel in (3, 4) or page.photometric in (2, 3, 5, 6):
+            raise ImageFileError(
+                f"{path} is a colour image; a radiograph has one grey value per pixel: convert it to grey first."
+            )
+        raise ImageFileError(
+            f"{path} has {page.samplesperpixel} samples per pixel and photometric interpretation "
+            f"{int(page.photometric)}; xrk takes one grey value per pixel."
+        )
+    if page.is_stk:
+        raise ImageFileError(f"{path} is a MetaMorph stack; save it as a plain or ImageJ TIFF first.")
+    if page.imagewidth < 1 or page.imagelength < 1:
+        raise ImageFileError(f"{path} is damaged: it declares {page.imagewidth} x {page.imagelength} pixels.")
+    if page.imagedepth != 1 or page.dtype is None or np.dtype(page.dtype) not in SUPPORTED:
+        format_name = {1: "unsigned integer", 2: "integer", 3: "float"}.get(int(page.sampleformat), "complex or other")
+        raise ImageFileError(
+            f"{path} has pixels of a type xrk does not take ({page.bitspersample}-bit {format_name}"
+            f"{', in volumes' if page.imagedepth != 1 else ''}); it takes {DTYPES}."
+        )
+    check_decoder(path, int(page.compression), int(page.predictor), page.bitspersample)
+
+    length, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    if length < 1 or width < 1 or length * width > (page.imagelength + 65536) * (page.imagewidth + 65536):
+        raise ImageFileError(f"{path} is damaged: it declares tiles or strips of {width} x {length} pixels.")
+    across = math.ceil(page.imagewidth / width) if page.is_tiled else 1
+    expected = across * math.ceil(page.imagelength / length)
+    if not len(page.dataoffsets) == len(page.databytecounts) == expected:
+        raise ImageFileError(
+            f"{path} is damaged: it lists {len(page.dataoffsets)} tiles or strips where its size asks for {expected}."
+        )
+    for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+        rows = length if page.is_tiled else min(length, page.imagelength - index * length)
+        least = rows * math.ceil(width * page.bitspersample / 8) if page.compression == 1 else 1
+        if offset < 8 or count < least or offset + count > size:
+            raise ImageFileError(
+                f"{path} is cut off or damaged: tile or strip {index + 1} of {expected} is "
+                f"{f'{count} bytes at {offset} in a file of {size}' if count >= least else 'too short'}."
+            )
+
+
+def _check_inflation(path, file: BinaryIO, page: tifffile.TiffPage) -> None:
+    """Refuse deflate data that inflates to far more than its tile or strip: tifffile alone would inflate all of it."""
+    if page.compression not in DEFLATE:
+        return
+    length, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    bound = length * width * np.dtype(page.dtype).itemsize + 65536
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if count * 1032 > max(bound, 1 << 28):  # deflate's largest ratio: the segments of usual files need no look
+            file.seek(offset)
+            inflate = zlib.decompressobj()
+            data, total = file.read(count), 0
+            while data and not inflate.eof and total <= bound:
+                total += len(inflate.decompress(data, 1 << 24))
+                data = inflate.unconsumed_tail
+            if total > bound:
+                raise ImageFileError(f"{path} is damaged: a tile or strip inflates to more than its {bound} bytes.")
+
+
+def _hidden_frames(path, page: tifffile.TiffPage, size: int, text: bytes) -> int:
+    """Frames behind the only page of a file: ImageJ's form for stacks above 4 GB; 1 for all other files."""
+    declared = imagej.declared_frames(text) if text.startswith(b"ImageJ=") else 1
+    if declared == 1 or page.compression != 1 or page.is_tiled or not page.is_contiguous:
+        return 1
+    frame = page.imagewidth * page.imagelength * np.dtype(page.dtype).itemsize
+    start = page.dataoffsets[0]
+    if size - start >= declared * frame:
+        return declared
+    if page.offset < start and size - start > frame:  # ImageJ puts nothing but frames behind the first one
+        raise ImageFileError(f"{path} is cut off: its description states {declared} frames, more than there are.")
+    return 1
+
+
+def _available_memory() -> float:
+    """Bytes that can be allocated without swapping, as far as the system says."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def _page(file: BinaryIO, page: tifffile.TiffPage, order: str) -> Page:
+    ratios = [_raw(file, page.tags.get(code)) for code in (282, 283)]
+    resolution = tuple(struct.unpack(f"{order}II", ratio) for ratio in ratios if len(ratio) == 8)
+    tags = []
+    for tag in page.tags:
+        # The range from 65000 on, which cameras and detector software write freely, and private text; other private
+        # tags may hold offsets into the file that they came from.
+        private = tag.code >= 65000 or (tag.code >= 32768 and tag.dtype == 2)
+        if (tag.code in CARRIED_TAGS or private) and tag.dtype not in OFFSET_DTYPES:
+            tags.append((tag.code, int(tag.dtype), _raw(file, tag)))
+    return Page(
+        compression=int(page.compression),
+        predictor=int(page.predictor),
+        tile=(page.tilelength, page.tilewidth) if page.is_tiled else None,
+        rowsperstrip=None if page.is_tiled else page.rowsperstrip,
+        photometric=int(page.photometric),
+        subfiletype=int(page.subfiletype),
+        resolution=resolution if len(resolution) == 2 and all(n and d for n, d in resolution) else None,
+        resolution_unit=int(page.tags.valueof(296, 2)),
+        description=_raw(file, page.tags.get(270)).rstrip(b"\0"),
+        tags=tuple(tags),
+    )
+
+
+def _imagej_entries(file: BinaryIO, page: tifffile.TiffPage, order: str) -> imagej.Entries:
+    lengths, data = _raw(file, page.tags.get(imagej.COUNTS)), _raw(file, page.tags.get(imagej.METADATA))
+    try:
+        return imagej.read(struct.unpack(f"{order}{len(lengths) // 4}I", lengths), data, order)
+    except (ValueError, struct.error):  # absent or damaged: the pixels do not depend on it
+        return []
+
+
+def _raw(file: BinaryIO, tag: tifffile.TiffTag | None) -> bytes:
+    """A tag's value as it lies in the file; empty without the tag."""
+    if tag is None:
+        return b""
+    file.seek(tag.valueoffset)
+    return file.read(tag.valuebytecount)
