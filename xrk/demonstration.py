@@ -111,5 +111,5 @@ def run(size: int = 2048, out: str | os.PathLike = "xrk-demo", model: str = "res
 
 
 def _gauge(size: int) -> tuple[int, int, int, int]:
-    """(row, column, rows, columns) of the part that the picture enlarges: cracks, bearing and pores."""
-    return tuple(round(size * part) for part in (0.24, 0.42, 0.16, 0.16))
+    """(row, column, rows, columns) of the part that the picture enlarges: cracks and pores."""
+    return tuple(round(size * part) for part in (0.20, 0.50, 0.14, 0.14))

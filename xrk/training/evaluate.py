@@ -101,9 +101,7 @@ def scenes_table(models: list[str], count: int, size: int, first: int) -> list[d
                 noisy = detector.expose(signal, dose, seed=seed)
                 counts = np.clip(np.rint(noisy), 0, 65535).astype(np.uint16)
                 methods: dict[str, Denoiser] = {"noisy": lambda z: z, **peers(noise, spread)}
-                methods |= {
-                    f"xrk {name}": lambda z, name=name: xrk.enhance(z, name, levels=(0, 65535)) for name in models
-                }
+                methods |= {f"xrk {name}": lambda z, name=name: xrk.enhance(z, name) for name in models}
                 for name, method in methods.items():
                     start = time.perf_counter()
                     result = np.asarray(method(counts if name.startswith("xrk") else noisy), np.float64)
