@@ -1,0 +1,103 @@
+"""A finished run becomes a shipped model: ``NAME.safetensors`` and its card.
+
+    python -m xrk.training.export --run runs/resnet18-unet --figures table.json [--to xrk/weights]
+
+The averaged weights are stored in fp16, except the convolutions that see the image: their filters sum to zero, which
+rounding to fp16 would spoil.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from xrk.models import Card
+from xrk.training.denoise import CONFIG
+
+EXACT = ("encoder.conv1.weight", "input_skip.weight")
+
+DESCRIPTION = (
+    "Residual ResNet18-UNet with a skip of the input at full resolution, for Poisson-Gaussian noise, white or"
+    " correlated by a scintillator, at 15 to 12000 quanta per pixel."
+)
+LIMITS = (
+    "Trained on simulated radiographs only. Structure as weak and as small as the noise itself can be smoothed away or,"
+    " rarely, invented: look at the standardised residual in the report. It does not sharpen, and it takes regular"
+    " patterns of the detector for object. White spots are removed where they stand far above the noise. A frame whose"
+    " noise is not Poisson-Gaussian (logarithmic or square-root encoded, strongly filtered or lossily compressed) is"
+    " outside what it knows. Research use; not a medical device."
+)
+
+
+def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine: str) -> Card:
+    """Write the model ``name`` of a run to the folder ``target``; returns its card."""
+    saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    state = {
+        key: value.contiguous() if key in EXACT else value.contiguous().half()
+        for key, value in saved["average"].items()
+    }
+    weights = target / f"{name}.safetensors"
+    save_file(state, weights)
+    weights.chmod(0o644)
+    with (run / "log.csv").open() as log:
+        validation = [row for row in csv.reader(log)][-1]
+    card = Card(
+        name=name,
+        architecture="resnet18-unet",
+        config={"in_channels": 1, "out_channels": 1, **CONFIG},
+        domain="stabilised",
+        noise="estimate",
+        size_multiple=32,
+        description=DESCRIPTION,
+        parameters=sum(value.numel() for value in state.values()),
+        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        licence="MIT; trained on xrk's own simulations only, so no other licence touches it",
+        training={
+            "recipe": "python -m xrk.training.denoise",
+            "data": "random scenes of xrk.scenes behind the simulated beam and detector of xrk.training.data",
+            "steps": saved["step"],
+            "hours": round(saved["seconds"] / 3600, 2),
+            "machine": machine,
+            "validation_gain_db": float(validation[3]),
+        },
+        figures=figures,
+        limits=LIMITS,
+    )
+    (target / f"{name}.json").write_text(json.dumps(card.to_dict(), indent=1) + "\n")
+    return card
+
+
+def summary(table: dict[str, Any]) -> dict[str, Any]:
+    """What of an evaluation goes into the card: PSNR in dB by noise and dose, and what it was measured on."""
+    return {
+        "command": "python -m xrk.training.evaluate",
+        "psnr_db": [
+            {key: round(row[key], 2) if key == "psnr" else row[key] for key in ("noise", "quanta", "method", "psnr")}
+            for row in table.get("scenes", [])
+        ],
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--name", default="resnet18-unet")
+    parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "weights")
+    parser.add_argument("--figures", type=Path, help="what xrk.training.evaluate wrote")
+    parser.add_argument("--machine", default="2 CPU cores")
+    arguments = parser.parse_args(argv)
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    figures = summary(json.loads(arguments.figures.read_text())) if arguments.figures else {}
+    card = export(arguments.run, arguments.name, arguments.to, figures, arguments.machine)
+    print(f"{card.name}: {card.parameters} parameters, sha256 {card.sha256}")
+
+
+if __name__ == "__main__":
+    main()
