@@ -4,12 +4,15 @@ import json
 import struct
 from xml.dom import minidom
 
+import numpy as np
 import pytest
+import tifffile
 
+from xrk import io
 from xrk.io import imagej, ome
 from xrk.io.description import add_report, find_report, kind_of
 
-REPORT = {"model": "m", "text": "a--b -- \N{DEGREE SIGN} <&>"}
+REPORT = {"model": "m", "shape": [4, 5], "inner": {"shape": [6]}, "text": "a--b -- \N{DEGREE SIGN} <&>"}
 PLAIN = [
     b"",
     b"kV 130, mA 5",
@@ -41,6 +44,17 @@ def test_every_description_takes_a_report_and_keeps_its_words(text):
         assert once.rstrip().endswith(text.rstrip()[-4:])
     if b"</" in text and b"&" not in text:
         minidom.parseString(once)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4)])
+@pytest.mark.parametrize("description", [None, "words", '{"a": 1}'])
+def test_tifffile_reads_a_file_with_a_report(tmp_path, shape, description):
+    frames = np.arange(np.prod(shape), dtype="u2").reshape(shape)
+    tifffile.imwrite(tmp_path / "in.tif", frames, description=description, metadata=None, photometric="minisblack")
+    source = io.read(tmp_path / "in.tif")
+    io.write(tmp_path / "out.tif", frames, like=source, report=REPORT)
+    assert io.read_report(tmp_path / "out.tif") == REPORT
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), frames)
 
 
 def test_no_report():

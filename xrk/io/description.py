@@ -35,16 +35,17 @@ def add_report(kind: str, description: bytes, info: str, report: dict[str, Any])
     """The description and ImageJ's Info property, both with the report put in where its kind of file wants it."""
     previous = find_report(kind, description, info)
     report = _plain(report if previous is None else {**report, "input_report": previous})
-    line = json.dumps({"xrk": report}, allow_nan=False)
+    line = f'{{"xrk": {_dump(report)}}}'
     if kind == "imagej":
         return description, _append(_without_report(info), line)
     text = description.rstrip(b"\0").decode("utf-8", "surrogateescape")
-    annotated = ome.annotate(text, json.dumps(report, allow_nan=False)) if kind == "ome" else None
+    annotated = ome.annotate(text, _dump(report)) if kind == "ome" else None
     if annotated is not None:
         return annotated, info
     parsed = _json_object(text)
     if parsed is not None:
-        text = json.dumps({**parsed, "xrk": report})
+        others = json.dumps({key: value for key, value in parsed.items() if key != "xrk"})
+        text = line if others == "{}" else f"{others[:-1]}, {line[1:]}"
     elif text.lstrip().startswith("<"):
         text = _comment(_without_report(text), line)
     else:
@@ -62,6 +63,12 @@ def find_report(kind: str, description: bytes, info: str = "") -> dict[str, Any]
     whole = _json_object(text)
     objects = [whole] if whole is not None else [_json_object(line) for line in reversed(text.splitlines())]
     return next((found["xrk"] for found in objects if found and isinstance(found.get("xrk"), dict)), None)
+
+
+def _dump(report: dict[str, Any]) -> str:
+    # tifffile takes a description that begins with "{" and holds "shape": anywhere for its own, and looks for the
+    # frames' shape at its top. The same JSON with one letter escaped is none of that.
+    return json.dumps(report, allow_nan=False).replace('"shape":', '"\\u0073hape":')
 
 
 def _plain(value: Any) -> Any:

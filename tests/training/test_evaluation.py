@@ -1,0 +1,61 @@
+"""The quality table and the export of a run, on the smallest of examples."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import xrk
+from xrk.models.resnet18_unet import ResNet18UNet
+from xrk.training import denoise, evaluate, export
+
+
+def test_the_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "DOSES", (400.0,))
+    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: None)  # BM3D takes too long for a test
+    evaluate.main(["--scenes", "1", "--size", "96", "--out", str(tmp_path / "table.json")])
+    table = json.loads((tmp_path / "table.json").read_text())
+    white = {row["method"]: row["psnr"] for row in table["scenes"] if row["noise"] == "white"}
+    assert set(white) == {"noisy", "median 3x3", "wavelet BayesShrink", "NLM (fast mode)", "xrk resnet18-unet"}
+    assert white["xrk resnet18-unet"] > white["NLM (fast mode)"] > white["noisy"]
+    assert {row["noise"] for row in table["residual"]} == {"white", "scintillator"}
+    for row in table["residual"]:
+        assert row["sd"] == pytest.approx(row["sd_put_in"], rel=0.2)
+    assert all(row["sd"] < 0.5 for row in table["flat"])
+    assert "dB" in capsys.readouterr().out
+
+
+def test_an_exported_run_loads_and_is_the_average(tmp_path):
+    torch.manual_seed(0)
+    network = ResNet18UNet(**denoise.CONFIG).eval()
+    denoise.initialise(network)
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save({"average": network.state_dict(), "step": 7, "seconds": 3600.0}, run / "checkpoint.pt")
+    (run / "log.csv").write_text("3,1,0.5,1.0,1.0\n7,2,0.25,2.5,0.0\n")
+    card = export.export(run, "mine", tmp_path, {"psnr_db": []}, "a machine")
+    assert card.training["hours"] == 1.0
+    assert card.training["validation_gain_db"] == 2.5
+    assert json.loads((tmp_path / "mine.json").read_text()) == card.to_dict()
+    model = xrk.load(tmp_path / "mine.safetensors")
+    assert model.card.domain == "stabilised"
+    x = 3 * torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.module(x), network(x), rtol=0, atol=0.05)
+        # fp16 did not touch the filters that see the image, so they still sum to zero.
+        torch.testing.assert_close(model.module(x + 300) - 300, model.module(x), rtol=0, atol=2e-3)
+
+
+def test_shipped_weights_ignore_the_level():
+    module = xrk.load("resnet18-unet").module
+    x = torch.randn(1, 1, 96, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x + 200) - 200, module(x), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.55])
+def test_the_peers_noise_is_the_detectors(spread):
+    detector = evaluate.Detector(evaluate.GAIN, evaluate.OFFSET, 0.0, spread)
+    counts = detector.expose(np.ones((300, 300), np.float32), 400.0, seed=0)
+    assert counts.var() == pytest.approx(float(evaluate.pixel_noise(spread).variance(counts.mean())), rel=0.03)
