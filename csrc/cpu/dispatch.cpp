@@ -1,0 +1,59 @@
+// Which set of kernels runs on this processor.
+#include <atomic>
+#include <cstring>
+
+#include "pixels.h"
+
+namespace xrk::cpu {
+namespace {
+
+// __builtin_cpu_supports asks the operating system too: a kernel that does not save the wide registers counts as none.
+std::size_t find_paths(const Path* paths[3]) {
+  std::size_t found = 0;
+#ifdef XRK_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) paths[found++] = &avx512_path();
+  if (avx2) paths[found++] = &avx2_path();
+#endif
+  paths[found++] = &baseline_path();
+  return found;
+}
+
+const Path* widest_path() {
+  const Path* paths[3];
+  find_paths(paths);
+  return paths[0];
+}
+
+std::atomic<const Path*>& selected() {
+  static std::atomic<const Path*> path{widest_path()};
+  return path;
+}
+
+}  // namespace
+
+const Path& active_path() { return *selected().load(std::memory_order_acquire); }
+
+bool select_path(const char* name) {
+  const Path* paths[3];
+  const std::size_t found = find_paths(paths);
+  for (std::size_t i = 0; i < found; ++i) {
+    if (std::strcmp(paths[i]->name, name) == 0) {
+      selected().store(paths[i], std::memory_order_release);
+      return true;
+    }
+  }
+  return false;
+}
+
+std::size_t supported_paths(const char* names[3]) {
+  const Path* paths[3];
+  const std::size_t found = find_paths(paths);
+  for (std::size_t i = 0; i < found; ++i) names[i] = paths[i]->name;
+  return found;
+}
+
+}  // namespace xrk::cpu
