@@ -113,3 +113,16 @@ def test_an_installed_xrk_is_imported_from_anywhere(tmp_path):
         code = "import xrk, xrk.kernels, xrk._native; print(xrk.__version__)"
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
         assert (answer.returncode, answer.stdout.strip()) == (0, xrk.__version__), answer.stderr
+
+
+def test_the_public_face_is_whole_and_waits_for_nothing():
+    """Every public name is there; help, wrong usage and file I/O come without torch, which takes seconds to import."""
+    code = (
+        "import sys, xrk, xrk.cli, xrk.io, xrk.metrics; xrk.cli.main(['-h']); xrk.cli.main(['no-such-verb'])\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert all(hasattr(xrk, name) for name in xrk.__all__) and set(xrk.__all__) <= set(dir(xrk))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    with pytest.raises(AttributeError, match="no attribute 'enchance'"):
+        _ = xrk.enchance

@@ -1,0 +1,86 @@
+"""xrk enhances X-ray radiographs with pretrained restoration networks, in 16 bits from end to end.
+
+    import xrk
+    clean = xrk.enhance(frame)          # the same kind of array, shape and dtype
+    xrk.enhance_file("in.tif", "out.tif")
+
+`enhance` and `enhance_file` are the front door; `load` and `list_models` give the networks, `estimate_noise` and
+`NoiseModel` the noise of a detector, `info` what runs here. `io` reads and writes files, `metrics` compares images,
+`kernels` holds the operators. Everything raised on purpose is in `errors`.
+"""
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+
+def _require_installation() -> None:
+    """Raises ImportError where this folder is a checkout's, but its `kernels/` is not mapped in beside it.
+
+    Another checkout may be the one installed: its kernels and compiled module would be mixed with this one's sources.
+    """
+    package = Path(__file__).resolve().parent
+    found = importlib.util.find_spec("xrk.kernels")
+    folders = (package / "kernels", package.parent / "kernels")
+    if found is None or found.origin is None or Path(found.origin).resolve().parent not in folders:
+        raise ImportError(
+            f"the checkout {package.parent} must be installed before xrk is imported from it: "
+            "run `pip install -e .` there, in the environment of this Python",
+            name="xrk.kernels",
+        )
+
+
+_require_installation()
+
+# name -> the module it comes from, imported when first asked for: `xrk --help` and `xrk.io` do not wait for torch.
+_HOME = {
+    "Model": "loading",
+    "NoiseModel": "noise",
+    "enhance": "enhancement",
+    "enhance_file": "enhancement",
+    "estimate_noise": "noise",
+    "info": "environment",
+    "list_models": "loading",
+    "load": "loading",
+}
+_MODULES = ("errors", "io", "kernels", "metrics")
+
+__all__ = [
+    "Model",
+    "NoiseModel",
+    "__version__",
+    "enhance",
+    "enhance_file",
+    "errors",
+    "estimate_noise",
+    "info",
+    "io",
+    "kernels",
+    "list_models",
+    "load",
+    "metrics",
+]
+
+if TYPE_CHECKING:
+    from xrk import errors, io, kernels, metrics
+    from xrk.enhancement import enhance, enhance_file
+    from xrk.environment import info
+    from xrk.loading import Model, list_models, load
+    from xrk.noise import NoiseModel, estimate_noise
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"xrk.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'xrk' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"xrk.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
