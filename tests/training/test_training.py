@@ -1,11 +1,14 @@
 """The recipe: data that says what it claims, a run that learns, stops, goes on and ends the same."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import xrk
 from xrk.models.resnet18_unet import ResNet18UNet
 from xrk.noise import NoiseModel
 from xrk.training import data, denoise
@@ -56,7 +59,7 @@ def test_closed_form_target_is_near_the_exact_one():
 def arguments(**changes):
     values = {
         "steps": 6, "cooldown": 2, "scenes": 3, "batch": 2, "size": 32, "optimizer": "muon", "lr": 0.02, "seed": 0,
-        "log": 3, "save": 3, "device": "cpu",
+        "log": 3, "save": 3, "device": "cpu", "start": None,
     }  # fmt: skip
     return denoise.argparse.Namespace(**values | changes)
 
@@ -89,6 +92,15 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch):
     resumed = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
     for name, value in whole["average"].items():
         torch.testing.assert_close(resumed["average"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_begins_from_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(denoise, "build_pool", lambda path, *a, **k: data.build_pool(path, 3, 192, workers=1))
+    shipped = Path(xrk.__file__).parent / "weights" / "resnet18-unet.safetensors"
+    denoise.train(tmp_path, arguments(start=shipped, steps=1, lr=0.0))
+    begun = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
+    for name, value in load_file(shipped).items():
+        torch.testing.assert_close(begun[name], value.float(), rtol=0, atol=1e-6)
 
 
 def test_network_starts_as_identity_and_ignores_the_level():

@@ -7,6 +7,8 @@ over patches of log(mean squared error of the linear signal), which is what PSNR
 another whatever its dose. The learning rate is constant after a short warm-up and falls to zero over the last
 ``--cooldown`` steps, so that a run can be prolonged: resume it with more steps before its cooldown began.
 
+``--start`` begins from shipped weights: what was learnt so far is not learnt again.
+
 Everything a run needs to go on lies in its folder: ``checkpoint.pt`` (written atomically every ``--save`` steps),
 ``log.csv``, and the pool of signals. A killed run goes on from its last checkpoint when started again.
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from xrk.models.resnet18_unet import ResNet18UNet
@@ -84,6 +87,8 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     network = ResNet18UNet(**CONFIG)
     initialise(network)
+    if arguments.start:
+        network.load_state_dict({key: value.float() for key, value in load_file(arguments.start).items()})
     network = network.to(device, memory_format=torch.channels_last)
     average = ResNet18UNet(**CONFIG).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
@@ -151,6 +156,7 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: pool, checkpoint, log")
+    parser.add_argument("--start", type=Path, help="weights (.safetensors) to begin a new run from")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--cooldown", type=int, default=3000, help="last steps, over which the rate falls to zero")
     parser.add_argument("--scenes", type=int, default=2400, help="random scenes in the pool")

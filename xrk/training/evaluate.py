@@ -78,6 +78,8 @@ def _stabilised(noise: NoiseModel, denoise: Denoiser) -> Denoiser:
 def _bm3d(values: FloatArray, kernel: FloatArray | None) -> FloatArray:
     import bm3d
 
+    if not hasattr(np, "trapz"):
+        np.trapz = np.trapezoid  # the package still asks for the name that numpy 2.4 took away
     low, high = float(values.min()), float(values.max())
     scale = 1 / max(high - low, 1e-6)
     spread: Any = scale
