@@ -213,6 +213,21 @@ def synchrotron_table(folder: Path, models: list[str]) -> list[dict[str, Any]]:
     return table
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows of `scenes_table` as README shows them: PSNR / SSIM by noise and dose, a line for each method."""
+    columns = list(dict.fromkeys((row["noise"], row["quanta"]) for row in rows))
+    lines = [
+        "| method | " + " | ".join(f"{noise}, {quanta:.0f}" for noise, quanta in columns) + " | s/Mpx |",
+        "|---|" + "---|" * (len(columns) + 1),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = {(row["noise"], row["quanta"]): row for row in rows if row["method"] == method}
+        cells = [f"{found[c]['psnr']:.2f} / {found[c]['ssim']:.3f}" if c in found else "" for c in columns]
+        seconds = float(np.median([row["seconds"] for row in found.values()]))
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {seconds:.2f} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet18-unet"])
@@ -238,6 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     if arguments.synchrotron:
         document["synchrotron"] = synchrotron_table(arguments.synchrotron, arguments.models)
+    print(markdown(document["scenes"]))
     if arguments.out:
         arguments.out.write_text(json.dumps(document, indent=1, default=float))
 
