@@ -75,7 +75,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
 
 
 def summary(table: dict[str, Any]) -> dict[str, Any]:
-    """What of an evaluation goes into the card: PSNR in dB by noise and dose, and what it was measured on."""
+    """What of an evaluation goes into the card: PSNR in dB by noise and dose."""
     return {
         "command": "python -m xrk.training.evaluate",
         "psnr_db": [
