@@ -9,7 +9,7 @@ An operator says once, where it is defined, what is meant to run it on which kin
         cpu=dispatch.Native("layer_norm"),                                     # a function of xrk._native
         cuda=dispatch.Triton("xrk.kernels.normalization.triton_layer_norm"),  # a module, imported when first needed
     )
-    dispatch.register("conv2d", cpu=dispatch.Torch("oneDNN's convolution"), cuda=None)  # None: nothing is written for it
+    dispatch.register("conv2d", cpu=dispatch.Torch("oneDNN's convolution"), cuda=None)  # None: no kernel yet
 
 and takes it at each call, after its arguments have been checked::
 

@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-
 from xrk.kernels import dispatch
 
 
@@ -40,7 +39,9 @@ def test_torch_on_purpose_is_no_fallback(op):
 
 def test_a_missing_function_falls_back_with_one_warning(op):
     op(cpu=dispatch.Native("not_there"), cuda=None)
-    with pytest.warns(dispatch.FallbackWarning, match=r"xrk\.kernels\.test_op runs as its slow reference on cpu: .*older"):
+    with pytest.warns(
+        dispatch.FallbackWarning, match=r"xrk\.kernels\.test_op runs as its slow reference on cpu: .*older"
+    ):
         assert take() == ("reference", None)
     assert take() == ("reference", None)  # a second warning would be an error here
 
