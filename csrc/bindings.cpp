@@ -17,6 +17,8 @@
 
 namespace py = pybind11;
 
+void bind_layers(py::module_& m);
+
 namespace {
 
 namespace cpu = xrk::cpu;
@@ -283,4 +285,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_simd", &set_simd, py::arg("name"),
         "Makes the pixel conversions take the path of this name, for the whole process: for tests and benchmarks. All\n"
         "paths give the same bits. Raises ValueError for a name that supported_simd() does not list.");
+  bind_layers(m);
 }

@@ -2,3 +2,15 @@
 
 The folder lies beside ``xrk/`` in the source tree and is mapped into the package by ``setup.py``.
 """
+
+from .convolution import depthwise_conv2d
+from .normalization import group_norm, group_norm_apply, group_norm_merge, group_norm_summarise, layer_norm
+
+__all__ = [
+    "depthwise_conv2d",
+    "group_norm",
+    "group_norm_apply",
+    "group_norm_merge",
+    "group_norm_summarise",
+    "layer_norm",
+]
