@@ -17,6 +17,8 @@
 
 namespace py = pybind11;
 
+void bind_scan(py::module_& m);
+
 void bind_layers(py::module_& m);
 
 namespace {
@@ -286,4 +288,5 @@ PYBIND11_MODULE(_native, m) {
         "Makes the pixel conversions take the path of this name, for the whole process: for tests and benchmarks. All\n"
         "paths give the same bits. Raises ValueError for a name that supported_simd() does not list.");
   bind_layers(m);
+  bind_scan(m);
 }

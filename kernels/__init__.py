@@ -14,3 +14,14 @@ __all__ = [
     "group_norm_summarise",
     "layer_norm",
 ]
+
+from .scan.selective_scan import selective_scan
+from .scan.selective_scan_2d import carry_lines, scan_lines, selective_scan_2d, summarise_lines
+
+__all__ = [
+    "carry_lines",
+    "scan_lines",
+    "selective_scan",
+    "selective_scan_2d",
+    "summarise_lines",
+]
