@@ -17,9 +17,8 @@
 
 namespace py = pybind11;
 
-void bind_scan(py::module_& m);
-
 void bind_layers(py::module_& m);
+void bind_scan(py::module_& m);
 
 namespace {
 
