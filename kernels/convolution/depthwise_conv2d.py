@@ -12,7 +12,11 @@ from xrk.kernels.arguments import (
     compute_dtype,
 )
 
-dispatch.register("depthwise_conv2d", cpu=dispatch.Native("depthwise_conv2d"), cuda=None)
+dispatch.register(
+    "depthwise_conv2d",
+    cpu=dispatch.Native("depthwise_conv2d"),
+    cuda=dispatch.Triton("xrk.kernels.convolution.triton_depthwise_conv2d"),
+)
 
 
 def depthwise_conv2d(
@@ -85,6 +89,9 @@ def _depthwise_conv2d(
     if path == "reference":
         return depthwise_conv2d_reference(x, weight, bias, dilation, activation)
     out = _channels_last(x)
+    if path == "triton":
+        code.depthwise_conv2d(x, weight, bias, dilation, activation == "silu", out)
+        return out
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
     padding = dispatch.native().CHANNEL_PADDING

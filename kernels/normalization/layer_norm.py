@@ -5,7 +5,11 @@ import torch.nn.functional as F
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_like, check_map, check_parameter, check_positive, compute_dtype
 
-dispatch.register("layer_norm", cpu=dispatch.Native("layer_norm"), cuda=None)
+dispatch.register(
+    "layer_norm",
+    cpu=dispatch.Native("layer_norm"),
+    cuda=dispatch.Triton("xrk.kernels.normalization.triton_layer_norm"),
+)
 
 
 def layer_norm(
@@ -85,6 +89,10 @@ def _layer_norm(
     rows, stride = evenly_spaced_rows(x)
     gate_rows, gate_stride = (None, 0) if gate is None else evenly_spaced_rows(gate)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if path == "triton":
+        weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
+        code.layer_norm(rows, stride, weight, bias, gate_rows, gate_stride, eps, out)
+        return out
     dtype = compute_dtype(x.dtype)
     weight, bias = (None if p is None else p.to(dtype).contiguous() for p in (weight, bias))
     code(

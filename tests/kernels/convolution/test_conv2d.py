@@ -89,7 +89,7 @@ def test_traced_as_one_operator():
     (x, weight, bias, residual), _, _ = arguments(((2, 6, 8, 7), (6, 6, 3, 3), 1, 1, 1, 1))
     for given in [
         (x, weight, bias, residual, 1, 1, 1, 1, "silu", 0.01, True),
-        (x, weight, None, None, 2, 0, 1, 1, None),
+        (x, weight, None, None, 2, 0, 1, 1, None, 0.01, False),
     ]:
         torch.library.opcheck(torch.ops.xrk.conv2d.default, given)
 
