@@ -21,8 +21,8 @@ struct Steps {
 template <typename T>
 struct Walk {
   Steps steps;
-  const T* u;         // [position, pitch]
-  T* y;               // [position, pitch]; may be null: nothing is written
+  const T* u;  // [position, pitch]
+  T* y;        // [position, pitch]; may be null: nothing is written
   std::int64_t pitch;
   std::int64_t width;
   std::int64_t padded;

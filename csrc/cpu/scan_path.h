@@ -70,7 +70,9 @@ struct Lanes<float> {
   static constexpr int log_terms = 7;
   static constexpr int degree = 6;
   // 2**f on [-1/2, 1/2] to 2e-9 (least maximum of the relative error), highest power first.
-  static constexpr float exponential[degree + 1] = {0.000153458124f, 0.00133999309f, 0.00961848907f, 0.0555032864f, 0.240226462f, 0.693147182f, 1.0f};
+  static constexpr float exponential[degree + 1] = {
+      0.000153458124f, 0.00133999309f, 0.00961848907f, 0.0555032864f,
+      0.240226462f, 0.693147182f, 1.0f};
 };
 
 template <>
@@ -83,7 +85,11 @@ struct Lanes<double> {
   static constexpr int log_terms = 16;
   static constexpr int degree = 13;
   // ln(2)**k / k!
-  static constexpr double exponential[degree + 1] = {1.3691488853904124e-12, 2.5678435993488196e-11, 4.4455382718708101e-10, 7.0549116208011209e-09, 1.0178086009239696e-07, 1.3215486790144305e-06, 1.5252733804059838e-05, 0.00015403530393381606, 0.0013333558146428441, 0.0096181291076284769, 0.055504108664821576, 0.24022650695910069, 0.69314718055994529, 1.0};
+  static constexpr double exponential[degree + 1] = {
+      1.3691488853904124e-12, 2.5678435993488196e-11, 4.4455382718708101e-10, 7.0549116208011209e-09,
+      1.0178086009239696e-07, 1.3215486790144305e-06, 1.5252733804059838e-05, 0.00015403530393381606,
+      0.0013333558146428441, 0.0096181291076284769, 0.055504108664821576, 0.24022650695910069,
+      0.69314718055994529, 1.0};
 };
 
 template <typename T>
@@ -175,8 +181,10 @@ inline typename Lanes<T>::V delta_of(const Walk<T>& w, const T* row, std::int64_
 constexpr std::int64_t ahead = 3;
 
 template <typename T, int G>
-void walk_group(const Walk<T>& w, std::int64_t channel) {
+void walk_group(const Walk<T>& given, std::int64_t channel) {
   using V = typename Lanes<T>::V;
+  // A copy, which no store to the state can change: what it holds stays in registers.
+  const Walk<T> w = given;
   V skip[G];
   for (int g = 0; g < G; ++g) skip[g] = load(w.skip + channel + g * lanes<T>);
   for (std::int64_t t = 0; t < w.steps.count; ++t) {
@@ -229,8 +237,9 @@ void walk_channels(const Walk<T>& w, std::int64_t first, std::int64_t last) {
 }
 
 template <typename T>
-void summarise_channels(const Walk<T>& w, std::int64_t first, std::int64_t last) {
+void summarise_channels(const Walk<T>& given, std::int64_t first, std::int64_t last) {
   using V = typename Lanes<T>::V;
+  const Walk<T> w = given;
   const V zero = {};
   for (std::int64_t channel = first; channel < last; channel += lanes<T>) {
     V slowest = load(w.a2 + channel);
@@ -299,7 +308,7 @@ void project_steps(const T* x, std::int64_t channels, const Steps& steps, const 
       target[i] = rows + step * outputs;
     }
     std::int64_t q = 0;
-    for (; q < outputs; ) {
+    while (q < outputs) {
       const std::int64_t left = (outputs - q) / lanes<T>;
       T* place[4] = {target[0] + q, target[1] + q, target[2] + q, target[3] + q};
       if (left >= 3) {

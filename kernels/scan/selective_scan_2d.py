@@ -20,7 +20,12 @@ __all__ = [
     "summarise_lines",
 ]
 
-for _name in ("selective_scan_2d", "summarise_lines", "scan_lines"):
+dispatch.register(
+    "selective_scan_2d",
+    cpu=dispatch.Native("selective_scan_2d"),
+    cuda=dispatch.Triton("xrk.kernels.scan.triton_selective_scan_2d"),
+)
+for _name in ("summarise_lines", "scan_lines"):
     dispatch.register(_name, cpu=dispatch.Native(_name), cuda=None)
 
 MOST_STATES = 64
@@ -49,7 +54,7 @@ def selective_scan_2d(
     x_proj_weight: (4, R + 2N, D); dt_projs_weight: (4, D, R); dt_projs_bias: (4, D); A_logs: (4D, N); Ds: (4D); all of
         x's dtype or float32. N from 1 to 64, R from 1 to 256.
     Returns (B, H, W, D), contiguous, of x's dtype. States and decays are float32 (float64 for float64). On a CPU the
-    bytes do not depend on the number of threads. Forward only.
+    bytes do not depend on the number of threads. float64 on a CUDA device runs as the reference. Forward only.
     Raises TypeError for another kind or dtype, ValueError for another shape, stride or device.
     Liu et al. 2024, VMamba, arXiv 2401.10166, section 4; Guo et al. 2024, MambaIR, arXiv 2402.15648, section 3.3.
     """
@@ -68,7 +73,9 @@ def _selective_scan_2d(
 ) -> torch.Tensor:
     _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     path, code = dispatch.take("selective_scan_2d", x.device)
-    if path == "reference":
+    if path == "triton" and x.dtype != torch.float64:
+        return code.selective_scan_2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    if path != "native":
         y = selective_scan_2d_reference(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
         return y.contiguous()
     dtype = compute_dtype(x.dtype)
