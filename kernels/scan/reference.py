@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-
 from xrk.kernels.arguments import compute_dtype
 
 

@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_device, check_like, check_map, check_parameter, check_tensor, compute_dtype
 from xrk.kernels.scan.reference import selective_scan_reference

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_choice, check_map, check_parameter, check_tensor, compute_dtype
 from xrk.kernels.scan.reference import (

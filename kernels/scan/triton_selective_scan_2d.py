@@ -1,13 +1,15 @@
 """SS2D on CUDA: lines in parallel, in three phases. Nothing is transposed or flipped: a direction is two strides.
 
-The state is a tuple of N tensors (lines, channels), so that the sum over states stays inside a thread: no shared memory,
-no barrier, no shuffle. The projections of all pixels come from one matrix product for each direction.
+The state is a tuple of N tensors (lines, channels), so that the sum over states stays inside a thread: no shared
+memory, no barrier, no shuffle. The projections of all pixels come from one matrix product for each direction.
 """
+
+# Triton compiles `t + (x,)` but not `(*t, x)`.
+# ruff: noqa: RUF005
 
 import torch
 import triton
 import triton.language as tl
-
 from xrk.kernels.arguments import compute_dtype
 from xrk.kernels.scan.launch import walk_lines_configuration
 

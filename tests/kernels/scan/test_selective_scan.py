@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xrk.kernels.scan.reference import selective_scan_reference
 
 from xrk import _native, kernels
-from xrk.kernels.scan.reference import selective_scan_reference
 
 
 @pytest.fixture(params=_native.supported_simd())
