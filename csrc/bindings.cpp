@@ -17,6 +17,9 @@
 
 namespace py = pybind11;
 
+void bind_layers(py::module_& m);
+void bind_scan(py::module_& m);
+
 namespace {
 
 namespace cpu = xrk::cpu;
@@ -283,4 +286,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_simd", &set_simd, py::arg("name"),
         "Makes the pixel conversions take the path of this name, for the whole process: for tests and benchmarks. All\n"
         "paths give the same bits. Raises ValueError for a name that supported_simd() does not list.");
+  bind_layers(m);
+  bind_scan(m);
 }

@@ -1,0 +1,143 @@
+// The layers' functions of xrk._native, on raw addresses: xrk.kernels has checked its tensors, whose dtypes numpy does
+// not all know (bfloat16), before it calls them.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/layers.h"
+
+namespace py = pybind11;
+
+namespace {
+
+namespace cpu = xrk::cpu;
+
+cpu::Storage storage_of(const std::string& dtype) {
+  if (dtype == "float32") return cpu::S_F32;
+  if (dtype == "float64") return cpu::S_F64;
+  if (dtype == "float16") return cpu::S_F16;
+  if (dtype == "bfloat16") return cpu::S_BF16;
+  throw py::value_error("dtype is '" + dtype + "'; expected 'float16', 'bfloat16', 'float32' or 'float64'");
+}
+
+void* optional(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+void* needed(std::uintptr_t address, const char* name) {
+  if (address == 0) throw py::value_error(std::string(name) + " is a null pointer; expected an address");
+  return reinterpret_cast<void*>(address);
+}
+
+std::size_t positive(std::size_t value, const char* name) {
+  if (value == 0) throw py::value_error(std::string(name) + " is 0; expected 1 or more");
+  return value;
+}
+
+template <typename Work>
+void run(const Work& work) {
+  bool done = false;
+  {
+    py::gil_scoped_release unlocked;
+    done = work();
+  }
+  if (!done) throw std::bad_alloc();
+}
+
+void layer_norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t gate, std::uintptr_t out,
+                std::size_t pixels, std::size_t channels, std::size_t x_stride, std::size_t gate_stride, double eps,
+                const std::string& dtype, std::size_t threads) {
+  const cpu::Storage storage = storage_of(dtype);
+  const cpu::LayerNormTask task{needed(x, "x"), optional(weight), optional(bias), optional(gate), needed(out, "out"),
+                                positive(channels, "channels"), x_stride, gate_stride, eps};
+  positive(threads, "threads");
+  run([&] { return cpu::layer_norm(task, storage, pixels, threads); });
+}
+
+void depthwise_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t out,
+                      std::size_t images, std::size_t height, std::size_t width, std::size_t channels,
+                      std::size_t padded_channels, std::size_t kernel, std::size_t dilation, bool silu,
+                      const std::string& dtype, std::size_t threads) {
+  const cpu::Storage storage = storage_of(dtype);
+  if (kernel != 3 && kernel != 5) throw py::value_error("kernel is " + std::to_string(kernel) + "; expected 3 or 5");
+  if (padded_channels < channels || padded_channels % cpu::channel_padding != 0) {
+    throw py::value_error("padded_channels is " + std::to_string(padded_channels) + "; expected channels rounded up to " +
+                          std::to_string(cpu::channel_padding));
+  }
+  const cpu::DepthwiseTask task{needed(x, "x"),
+                                needed(weight, "weight"),
+                                needed(bias, "bias"),
+                                needed(out, "out"),
+                                positive(height, "height"),
+                                positive(width, "width"),
+                                positive(channels, "channels"),
+                                padded_channels,
+                                kernel,
+                                positive(dilation, "dilation"),
+                                silu};
+  positive(threads, "threads");
+  run([&] { return cpu::depthwise(task, storage, images, threads); });
+}
+
+void group_norm_summarise(std::uintptr_t x, std::uintptr_t state, std::size_t images, std::size_t pixels,
+                          std::size_t channels, std::size_t groups, const std::string& dtype, std::size_t threads) {
+  const cpu::Storage storage = storage_of(dtype);
+  positive(groups, "groups");
+  if (channels == 0 || channels % groups != 0) {
+    throw py::value_error("channels is " + std::to_string(channels) + "; expected a multiple of groups, " +
+                          std::to_string(groups));
+  }
+  positive(pixels, "pixels");
+  positive(threads, "threads");
+  cpu::GroupTask task{};
+  task.x = needed(x, "x");
+  task.channels = channels;
+  task.groups = groups;
+  auto* target = static_cast<double*>(needed(state, "state"));
+  run([&] { return cpu::group_summarise(task, storage, images, pixels, target, threads); });
+}
+
+void group_norm_apply(std::uintptr_t x, std::uintptr_t scale, std::uintptr_t mean, std::uintptr_t mean_rest,
+                      std::uintptr_t shift, std::uintptr_t out, std::size_t images, std::size_t pixels,
+                      std::size_t channels, bool silu, const std::string& dtype, std::size_t threads) {
+  const cpu::Storage storage = storage_of(dtype);
+  positive(threads, "threads");
+  cpu::GroupTask task{};
+  task.x = needed(x, "x");
+  task.out = needed(out, "out");
+  task.scale = needed(scale, "scale");
+  task.mean = needed(mean, "mean");
+  task.mean_rest = needed(mean_rest, "mean_rest");
+  task.shift = needed(shift, "shift");
+  task.channels = positive(channels, "channels");
+  task.groups = 1;
+  task.silu = silu;
+  positive(pixels, "pixels");
+  run([&] { return cpu::group_apply(task, storage, images, pixels, threads); });
+}
+
+}  // namespace
+
+void bind_layers(py::module_& m) {
+  m.attr("CHANNEL_PADDING") = cpu::channel_padding;
+  m.def("layer_norm", &layer_norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("out"),
+        py::arg("pixels"), py::arg("channels"), py::arg("x_stride"), py::arg("gate_stride"), py::arg("eps"),
+        py::arg("dtype"), py::arg("threads"),
+        "xrk.kernels.layer_norm on addresses. x, gate: `pixels` rows of `channels` values, their starts the strides (in\n"
+        "values) apart; out without gaps; all of `dtype`. weight, bias: `channels` values of float32 (float64 for\n"
+        "float64). weight, bias and gate may be 0: none.");
+  m.def("depthwise_conv2d", &depthwise_conv2d, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"),
+        py::arg("images"), py::arg("height"), py::arg("width"), py::arg("channels"), py::arg("padded_channels"),
+        py::arg("kernel"), py::arg("dilation"), py::arg("silu"), py::arg("dtype"), py::arg("threads"),
+        "xrk.kernels.depthwise_conv2d on addresses. x, out: (images, height, width, channels) of `dtype`. weight:\n"
+        "(kernel * kernel, padded_channels) and bias: (padded_channels), of float32 (float64 for float64), zero beyond\n"
+        "the channels; padded_channels is a multiple of CHANNEL_PADDING.");
+  m.def("group_norm_summarise", &group_norm_summarise, py::arg("x"), py::arg("state"), py::arg("images"),
+        py::arg("pixels"), py::arg("channels"), py::arg("groups"), py::arg("dtype"), py::arg("threads"),
+        "xrk.kernels.group_norm_summarise on addresses. x: (images, pixels, channels) of `dtype`. state: (images, groups,\n"
+        "3) of float64: count, mean, sum of squared deviations.");
+  m.def("group_norm_apply", &group_norm_apply, py::arg("x"), py::arg("scale"), py::arg("mean"), py::arg("mean_rest"),
+        py::arg("shift"), py::arg("out"), py::arg("images"), py::arg("pixels"), py::arg("channels"), py::arg("silu"),
+        py::arg("dtype"), py::arg("threads"),
+        "out = ((x - mean) - mean_rest) * scale + shift, then SiLU where asked for. x, out: (images, pixels, channels) of\n"
+        "`dtype`; the others (images, channels) of float32 (float64 for float64).");
+}

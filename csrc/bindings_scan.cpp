@@ -1,0 +1,248 @@
+// The selective scans of xrk._native, on C-contiguous numpy arrays of float32 or float64. The operators in kernels/scan
+// check their arguments in the caller's words; here every array is checked once more against the sizes that go with it.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "cpu/scan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+namespace cpu = xrk::cpu;
+
+using Shape = std::initializer_list<std::int64_t>;
+
+std::string text_of(const Shape& shape) {
+  std::string text = "(";
+  for (const std::int64_t side : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(side);
+  return text + ")";
+}
+
+// A C-contiguous, aligned array of this type and shape; a side of -1 is any size of 1 or more.
+template <typename T>
+py::array checked(const py::object& object, const char* name, const Shape& shape) {
+  if (!py::isinstance<py::array>(object)) {
+    throw py::type_error(std::string(name) + " is a " +
+                         std::string(py::str(py::type::handle_of(object).attr("__name__"))) +
+                         "; expected a numpy array");
+  }
+  py::array array = py::reinterpret_borrow<py::array>(object);
+  if (!py::dtype::of<T>().is(array.dtype())) {
+    throw py::type_error(std::string(name) + " has dtype " + std::string(py::str(array.dtype())) + "; expected " +
+                         std::string(py::str(py::dtype::of<T>())));
+  }
+  constexpr int needed = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array.flags() & needed) != needed) {
+    throw py::value_error(std::string(name) + " is not C-contiguous and aligned; pass numpy.ascontiguousarray of it");
+  }
+  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  py::ssize_t axis = 0;
+  for (const std::int64_t side : shape) {
+    if (!fits) break;
+    fits = side < 0 ? array.shape(axis) >= 1 : array.shape(axis) == side;
+    ++axis;
+  }
+  if (!fits) {
+    throw py::value_error(std::string(name) + " has shape " + std::string(py::str(array.attr("shape"))) +
+                          "; expected " + text_of(shape) + " (-1: 1 or more)");
+  }
+  return array;
+}
+
+template <typename T>
+const T* read(const py::object& object, const char* name, const Shape& shape) {
+  return static_cast<const T*>(checked<T>(object, name, shape).data());
+}
+
+template <typename T>
+T* write(const py::object& object, const char* name, const Shape& shape) {
+  py::array array = checked<T>(object, name, shape);
+  if (!array.writeable()) throw py::value_error(std::string(name) + " is read-only; pass an array of its own");
+  return static_cast<T*>(array.mutable_data());
+}
+
+std::size_t check_threads(int threads) {
+  if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + "; expected 1 or more");
+  return static_cast<std::size_t>(threads);
+}
+
+bool is_double(const py::object& x) {
+  return py::isinstance<py::array>(x) && py::dtype::of<double>().is(py::reinterpret_borrow<py::array>(x).dtype());
+}
+
+struct Sizes {
+  std::int64_t batch, height, width;
+};
+
+template <typename T>
+cpu::Ss2dWeights<T> weights_of(const py::object& x_, const py::object& projection_, const py::object& dt_weight_,
+                               const py::object& dt_bias, const py::object& a_logs_, const py::object& skip,
+                               Sizes& sizes) {
+  const py::array x = checked<T>(x_, "x", {-1, -1, -1, -1});
+  sizes = {x.shape(0), x.shape(1), x.shape(2)};
+  const std::int64_t channels = x.shape(3);
+  const py::array dt_weight = checked<T>(dt_weight_, "dt_projs_weight", {4, channels, -1});
+  const py::array a_logs = checked<T>(a_logs_, "A_logs", {4 * channels, -1});
+  const std::int64_t rank = dt_weight.shape(2);
+  const std::int64_t states = a_logs.shape(1);
+  return {read<T>(projection_, "x_proj_weight", {4, rank + 2 * states, channels}),
+          static_cast<const T*>(dt_weight.data()),
+          read<T>(dt_bias, "dt_projs_bias", {4, channels}),
+          static_cast<const T*>(a_logs.data()),
+          read<T>(skip, "Ds", {4 * channels}),
+          channels,
+          rank,
+          states};
+}
+
+template <typename T>
+void selective_scan_2d(const py::object& x_, const py::object& projection, const py::object& dt_weight,
+                       const py::object& dt_bias, const py::object& a_logs, const py::object& skip,
+                       const py::object& out, int threads_) {
+  Sizes s;
+  const auto weights = weights_of<T>(x_, projection, dt_weight, dt_bias, a_logs, skip, s);
+  const T* x = read<T>(x_, "x", {-1, -1, -1, -1});
+  T* y = write<T>(out, "out", {s.batch, s.height, s.width, weights.channels});
+  if (x == y) throw py::value_error("out is x itself; pass an array of its own");
+  const std::size_t threads = check_threads(threads_);
+  py::gil_scoped_release unlocked;
+  cpu::selective_scan_2d(x, weights, s.batch, s.height, s.width, y, threads);
+}
+
+std::int64_t lines_of(int direction, const Sizes& s) {
+  if (direction < 0 || direction > 3) {
+    throw py::value_error("direction is " + std::to_string(direction) + "; expected 0, 1, 2 or 3");
+  }
+  return direction % 2 == 0 ? s.height : s.width;
+}
+
+template <typename T>
+void summarise_lines(const py::object& x_, const py::object& projection, const py::object& dt_weight,
+                     const py::object& dt_bias, const py::object& a_logs, const py::object& skip, int direction,
+                     const py::object& sums_, const py::object& ends_, int threads_) {
+  Sizes s;
+  const auto weights = weights_of<T>(x_, projection, dt_weight, dt_bias, a_logs, skip, s);
+  const T* x = read<T>(x_, "x", {-1, -1, -1, -1});
+  const std::int64_t lines = lines_of(direction, s);
+  T* sums = write<T>(sums_, "sums", {s.batch, lines, weights.channels});
+  T* ends = write<T>(ends_, "ends", {s.batch, lines, weights.channels, weights.states});
+  const std::size_t threads = check_threads(threads_);
+  py::gil_scoped_release unlocked;
+  cpu::summarise_lines(x, weights, s.batch, s.height, s.width, direction, sums, ends, threads);
+}
+
+template <typename T>
+void scan_lines(const py::object& x_, const py::object& projection, const py::object& dt_weight,
+                const py::object& dt_bias, const py::object& a_logs, const py::object& skip, int direction,
+                const py::object& states_, const py::object& out, int threads_) {
+  Sizes s;
+  const auto weights = weights_of<T>(x_, projection, dt_weight, dt_bias, a_logs, skip, s);
+  const T* x = read<T>(x_, "x", {-1, -1, -1, -1});
+  const std::int64_t lines = lines_of(direction, s);
+  T* states = write<T>(states_, "states", {s.batch, lines, weights.channels, weights.states});
+  T* y = write<T>(out, "out", {s.batch, s.height, s.width, weights.channels});
+  if (x == y) throw py::value_error("out is x itself; pass an array of its own");
+  const std::size_t threads = check_threads(threads_);
+  py::gil_scoped_release unlocked;
+  cpu::scan_lines(x, weights, s.batch, s.height, s.width, direction, states, y, threads);
+}
+
+template <typename T>
+void selective_scan(const py::object& u_, const py::object& delta, const py::object& a_, const py::object& b_,
+                    const py::object& c, const py::object& skip, const py::object& bias, bool softplus,
+                    const py::object& order_, const py::object& state, const py::object& out, int threads_) {
+  const py::array u = checked<T>(u_, "u", {-1, -1, -1});
+  const std::int64_t batch = u.shape(0), length = u.shape(1), channels = u.shape(2);
+  const py::array a = checked<T>(a_, "A", {channels, -1});
+  const std::int64_t states = a.shape(1);
+  const py::array b = checked<T>(b_, "B", {batch, -1, length, states});
+  const std::int64_t groups = b.shape(1);
+  if (channels % groups != 0) {
+    throw py::value_error("B has " + std::to_string(groups) + " groups; expected a divisor of u's " +
+                          std::to_string(channels) + " channels");
+  }
+  cpu::Scan1d<T> scan{};
+  scan.u = static_cast<const T*>(u.data());
+  scan.delta = read<T>(delta, "delta", {batch, length, channels});
+  scan.a = static_cast<const T*>(a.data());
+  scan.b = static_cast<const T*>(b.data());
+  scan.c = read<T>(c, "C", {batch, groups, length, states});
+  scan.skip = skip.is_none() ? nullptr : read<T>(skip, "D", {channels});
+  scan.bias = bias.is_none() ? nullptr : read<T>(bias, "delta_bias", {channels});
+  if (!order_.is_none()) {
+    const bool per_image = py::isinstance<py::array>(order_) && py::reinterpret_borrow<py::array>(order_).ndim() == 2;
+    const py::array order = per_image ? checked<std::int64_t>(order_, "order", {batch, length})
+                                      : checked<std::int64_t>(order_, "order", {length});
+    scan.order = static_cast<const std::int64_t*>(order.data());
+    scan.order_per_image = per_image;
+    for (py::ssize_t i = 0; i < order.size(); ++i) {
+      if (scan.order[i] < 0 || scan.order[i] >= length) {
+        throw py::value_error("order holds " + std::to_string(scan.order[i]) + "; expected positions from 0 to " +
+                              std::to_string(length - 1));
+      }
+    }
+  }
+  scan.softplus = softplus;
+  scan.state = write<T>(state, "state", {batch, channels, states});
+  scan.y = write<T>(out, "out", {batch, length, channels});
+  scan.batch = batch;
+  scan.length = length;
+  scan.channels = channels;
+  scan.groups = groups;
+  scan.states = states;
+  const std::size_t threads = check_threads(threads_);
+  py::gil_scoped_release unlocked;
+  cpu::selective_scan(scan, threads);
+}
+
+}  // namespace
+
+void bind_scan(py::module_& m) {
+  using Object = const py::object&;
+  m.def(
+      "selective_scan_2d",
+      [](Object x, Object projection, Object dt_weight, Object dt_bias, Object a_logs, Object skip, Object out,
+         int threads) {
+        (is_double(x) ? selective_scan_2d<double> : selective_scan_2d<float>)(x, projection, dt_weight, dt_bias, a_logs,
+                                                                              skip, out, threads);
+      },
+      py::arg("x"), py::arg("x_proj_weight"), py::arg("dt_projs_weight"), py::arg("dt_projs_bias"), py::arg("A_logs"),
+      py::arg("Ds"), py::arg("out"), py::arg("threads") = 1,
+      "out (B, H, W, D) = the sum of the four directions of SS2D over x (B, H, W, D); see xrk.kernels.selective_scan_2d.\n"
+      "All arrays C-contiguous, of one dtype, float32 or float64. The result does not depend on threads.");
+  m.def(
+      "summarise_lines",
+      [](Object x, Object projection, Object dt_weight, Object dt_bias, Object a_logs, Object skip, int direction,
+         Object sums, Object ends, int threads) {
+        (is_double(x) ? summarise_lines<double> : summarise_lines<float>)(x, projection, dt_weight, dt_bias, a_logs,
+                                                                          skip, direction, sums, ends, threads);
+      },
+      py::arg("x"), py::arg("x_proj_weight"), py::arg("dt_projs_weight"), py::arg("dt_projs_bias"), py::arg("A_logs"),
+      py::arg("Ds"), py::arg("direction"), py::arg("sums"), py::arg("ends"), py::arg("threads") = 1,
+      "sums (B, lines, D) and ends (B, lines, D, N) of one direction's lines; see xrk.kernels.summarise_lines.");
+  m.def(
+      "scan_lines",
+      [](Object x, Object projection, Object dt_weight, Object dt_bias, Object a_logs, Object skip, int direction,
+         Object states, Object out, int threads) {
+        (is_double(x) ? scan_lines<double> : scan_lines<float>)(x, projection, dt_weight, dt_bias, a_logs, skip,
+                                                                direction, states, out, threads);
+      },
+      py::arg("x"), py::arg("x_proj_weight"), py::arg("dt_projs_weight"), py::arg("dt_projs_bias"), py::arg("A_logs"),
+      py::arg("Ds"), py::arg("direction"), py::arg("states"), py::arg("out"), py::arg("threads") = 1,
+      "Adds one direction to out, each line from its own of states (B, lines, D, N), which become the lines' ends.");
+  m.def(
+      "selective_scan",
+      [](Object u, Object delta, Object a, Object b, Object c, Object skip, Object bias, bool softplus, Object order,
+         Object state, Object out, int threads) {
+        (is_double(u) ? selective_scan<double> : selective_scan<float>)(u, delta, a, b, c, skip, bias, softplus, order,
+                                                                        state, out, threads);
+      },
+      py::arg("u"), py::arg("delta"), py::arg("A"), py::arg("B"), py::arg("C"), py::arg("D"), py::arg("delta_bias"),
+      py::arg("delta_softplus"), py::arg("order"), py::arg("state"), py::arg("out"), py::arg("threads") = 1,
+      "The 1-D scan over u (B, L, D), with B and C (B, groups, L, N); state (B, D, N) is the start and becomes the end.");
+}

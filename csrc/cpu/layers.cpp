@@ -1,0 +1,168 @@
+// The layers over whole maps: scratch memory and the split over threads.
+#include "layers.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "pixels.h"
+
+namespace xrk::cpu {
+namespace {
+
+// Below this many values a thread costs more than it saves.
+constexpr std::size_t smallest_share_of_values = std::size_t{1} << 15;
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(std::size_t bytes) { return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)); }
+
+// Calls work(first, last, scratch) for consecutive parts of `count` items, on as many threads as the values are worth,
+// each with scratch memory of its own. False where that memory ran out; `work` was not called then.
+template <typename Work>
+bool share(std::size_t count, std::size_t values, std::size_t threads, std::size_t scratch_bytes, const Work& work) {
+  if (count == 0) return true;
+  const std::size_t worth = std::max<std::size_t>(1, values / smallest_share_of_values);
+  const std::size_t parts = std::min({threads, worth, count});
+  std::vector<Memory> scratch;
+  for (std::size_t part = 0; part < parts; ++part) {
+    scratch.push_back(allocate(scratch_bytes));
+    if (!scratch.back()) return false;
+  }
+  // Without count * parts, which could overflow.
+  const std::size_t base = count / parts, longer = count % parts;
+  const auto run = [&](std::size_t part) {
+    const std::size_t first = part * base + std::min(part, longer);
+    work(first, first + base + (part < longer ? 1 : 0), scratch[part].get());
+  };
+  std::vector<std::thread> others;
+  others.reserve(parts - 1);
+  std::size_t part = 1;
+  try {
+    for (; part < parts; ++part) others.emplace_back(run, part);
+  } catch (const std::system_error&) {
+    // No more threads to be had: the caller's does the rest.
+  }
+  for (; part < parts; ++part) run(part);
+  run(0);
+  for (std::thread& other : others) other.join();
+  return true;
+}
+
+std::size_t compute_bytes(Storage storage) { return storage == S_F64 ? 8 : 4; }
+
+const char* at(const void* base, std::size_t bytes) { return base ? static_cast<const char*>(base) + bytes : nullptr; }
+
+// Pixels that are summed up in the compute type before their sums are merged in double precision. Fixed, so that the
+// result depends neither on the number of threads nor on the instruction set's width.
+constexpr std::size_t chunk_pixels = 256;
+
+}  // namespace
+
+const Layers& active_layers() {
+#ifdef XRK_X86
+  const Path* path = &active_path();
+  if (path == &avx512_path()) return avx512_layers();
+  if (path == &avx2_path()) return avx2_layers();
+#endif
+  return baseline_layers();
+}
+
+bool layer_norm(const LayerNormTask& task, Storage storage, std::size_t pixels, std::size_t threads) {
+  const auto kernel = active_layers().layer_norm[storage];
+  return share(pixels, pixels * task.channels, threads, 2 * task.channels * compute_bytes(storage),
+               [&](std::size_t first, std::size_t last, void* scratch) { kernel(task, first, last, scratch); });
+}
+
+DepthwiseScratch depthwise_scratch(const DepthwiseTask& task, std::size_t value_bytes) {
+  const std::size_t halo = (task.kernel - 1) * task.dilation, span = halo + 1;
+  // The ring of rows should stay in a core's second-level cache; the halo should not outweigh the tile.
+  constexpr std::size_t cache = std::size_t{192} << 10;
+  const std::size_t fitting = cache / (span * task.padded_channels * value_bytes);
+  std::size_t tile = std::max<std::size_t>(fitting > halo ? fitting - halo : 0, 8 * halo);
+  tile = std::min(std::max<std::size_t>(tile, 16) / 4 * 4, (task.width + 3) / 4 * 4);
+  return {span * (tile + halo) * task.padded_channels + 4 * task.padded_channels, tile};
+}
+
+bool depthwise(const DepthwiseTask& task, Storage storage, std::size_t images, std::size_t threads) {
+  const auto kernel = active_layers().depthwise[storage];
+  const std::size_t bytes = compute_bytes(storage);
+  const DepthwiseScratch scratch_size = depthwise_scratch(task, bytes);
+  const std::size_t values = task.height * task.width * task.channels;
+  return share(images * task.height, images * values, threads, scratch_size.values * bytes,
+               [&](std::size_t first, std::size_t last, void* scratch) {
+                 while (first < last) {
+                   const std::size_t image = first / task.height, top = first - image * task.height;
+                   const std::size_t bottom = std::min(task.height, top + (last - first));
+                   DepthwiseTask one = task;
+                   one.x = at(task.x, image * values * storage_bytes[storage]);
+                   one.out = const_cast<char*>(at(task.out, image * values * storage_bytes[storage]));
+                   kernel(one, top, bottom, scratch_size.tile, scratch);
+                   first += bottom - top;
+                 }
+               });
+}
+
+bool group_summarise(const GroupTask& task, Storage storage, std::size_t images, std::size_t pixels, double* state,
+                     std::size_t threads) {
+  const auto kernel = active_layers().group_summarise[storage];
+  const std::size_t chunks = (pixels + chunk_pixels - 1) / chunk_pixels;
+  const std::size_t numbers = 3 * task.groups;
+  std::vector<double> parts(images * chunks * numbers);
+  const bool done = share(
+      images * chunks, images * pixels * task.channels, threads, 3 * task.channels * compute_bytes(storage),
+      [&](std::size_t first, std::size_t last, void* scratch) {
+        for (std::size_t i = first; i < last; ++i) {
+          const std::size_t image = i / chunks, from = i % chunks * chunk_pixels;
+          GroupTask one = task;
+          one.x = at(task.x, image * pixels * task.channels * storage_bytes[storage]);
+          kernel(one, from, std::min(pixels, from + chunk_pixels), parts.data() + i * numbers, scratch);
+        }
+      });
+  if (!done) return false;
+  for (std::size_t image = 0; image < images; ++image) {
+    for (std::size_t g = 0; g < task.groups; ++g) {
+      double* into = state + (image * task.groups + g) * 3;
+      into[0] = into[1] = into[2] = 0;
+      for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
+        const double* part = parts.data() + (image * chunks + chunk) * numbers + 3 * g;
+        const double total = into[0] + part[0], gap = part[1] - into[1];
+        into[2] += part[2] + gap * gap * (into[0] * part[0] / total);
+        into[1] += gap * (part[0] / total);
+        into[0] = total;
+      }
+    }
+  }
+  return true;
+}
+
+bool group_apply(const GroupTask& task, Storage storage, std::size_t images, std::size_t pixels, std::size_t threads) {
+  const auto kernel = active_layers().group_apply[storage];
+  const std::size_t bytes = compute_bytes(storage);
+  return share(images * pixels, images * pixels * task.channels, threads, task.channels * bytes,
+               [&](std::size_t first, std::size_t last, void* scratch) {
+                 while (first < last) {
+                   const std::size_t image = first / pixels, from = first - image * pixels;
+                   const std::size_t to = std::min(pixels, from + (last - first));
+                   const std::size_t values = image * pixels * task.channels * storage_bytes[storage];
+                   const std::size_t row = image * task.channels * bytes;
+                   GroupTask one = task;
+                   one.x = at(task.x, values);
+                   one.out = const_cast<char*>(at(task.out, values));
+                   one.scale = at(task.scale, row);
+                   one.mean = at(task.mean, row);
+                   one.mean_rest = at(task.mean_rest, row);
+                   one.shift = at(task.shift, row);
+                   kernel(one, from, to, scratch);
+                   first += to - from;
+                 }
+               });
+}
+
+}  // namespace xrk::cpu

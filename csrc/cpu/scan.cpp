@@ -1,0 +1,348 @@
+// Orders the scans' work: which positions, in which pieces, on which threads. What is computed for a channel does not
+// depend on the pieces that threads take, so the bytes are the same for every number of threads.
+#include "scan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "pixels.h"
+
+namespace xrk::cpu {
+namespace {
+
+// Projections of this many pixels are held at a time, and below this much work a thread costs more than it saves.
+constexpr std::int64_t pixels_at_a_time = 16384;
+constexpr std::int64_t smallest_work = std::int64_t{1} << 17;
+
+const ScanPath& active_scan_path() {
+#ifdef XRK_X86
+  const char* name = active_path().name;
+  if (std::strcmp(name, "avx512") == 0) return avx512_scan_path();
+  if (std::strcmp(name, "avx2") == 0) return avx2_scan_path();
+#endif
+  return baseline_scan_path();
+}
+
+template <typename T>
+const ScanKernels<T>& kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return active_scan_path().single;
+  } else {
+    return active_scan_path().twice;
+  }
+}
+
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// work(first, last) for consecutive parts of [0, count), on as many threads as `cost` units of work are worth.
+template <typename Work>
+void share(std::int64_t count, std::int64_t cost, std::size_t threads, const Work& work) {
+  const std::int64_t worth = std::max<std::int64_t>(1, cost / smallest_work);
+  const std::int64_t parts = std::max<std::int64_t>(1, std::min({static_cast<std::int64_t>(threads), count, worth}));
+  const auto run = [&](std::int64_t part) { work(count * part / parts, count * (part + 1) / parts); };
+  std::vector<std::thread> others;
+  others.reserve(static_cast<std::size_t>(parts - 1));
+  std::int64_t part = 1;
+  try {
+    for (; part < parts; ++part) others.emplace_back(run, part);
+  } catch (const std::system_error&) {
+    // No more threads to be had: the caller's does the rest.
+  }
+  for (; part < parts; ++part) run(part);
+  run(0);
+  for (std::thread& other : others) other.join();
+}
+
+// The way of direction k through an image, in pixels: line l, step s is pixel first + l * line + s * step.
+struct Way {
+  std::int64_t lines, steps, first, line, step;
+};
+
+Way way_of(int k, std::int64_t height, std::int64_t width) {
+  const std::int64_t end = height * width - 1;
+  if (k == 0) return {height, width, 0, width, 1};
+  if (k == 1) return {width, height, 0, 1, width};
+  if (k == 2) return {height, width, end, -width, -1};
+  return {width, height, end, -1, -width};
+}
+
+// One direction's weights as the kernels want them: padded to whole vectors, states before channels.
+template <typename T>
+struct Prepared {
+  std::int64_t padded, outputs;
+  std::vector<T> projection, dt_weight, bias, a2, skip;
+};
+
+template <typename T>
+void prepare_a(const T* a, bool logs, std::int64_t channels, std::int64_t states, Prepared<T>& out) {
+  out.a2.assign(static_cast<std::size_t>(states * out.padded), T(0));
+  for (std::int64_t d = 0; d < channels; ++d) {
+    for (std::int64_t n = 0; n < states; ++n) {
+      const double value = static_cast<double>(a[d * states + n]);
+      out.a2[n * out.padded + d] = static_cast<T>((logs ? -std::exp(value) : value) * 1.4426950408889634074);
+    }
+  }
+}
+
+template <typename T>
+void prepare_vector(const T* values, std::int64_t channels, std::int64_t padded, std::vector<T>& out) {
+  out.assign(static_cast<std::size_t>(padded), T(0));
+  if (values) std::copy(values, values + channels, out.begin());
+}
+
+template <typename T>
+Prepared<T> prepare(const Ss2dWeights<T>& w, int k) {
+  const std::int64_t lanes = kernels<T>().lanes;
+  const std::int64_t rows = w.rank + 2 * w.states;
+  Prepared<T> out;
+  out.padded = round_up(w.channels, lanes);
+  out.outputs = round_up(rows, lanes);
+  out.projection.assign(static_cast<std::size_t>(w.channels * out.outputs), T(0));
+  for (std::int64_t q = 0; q < rows; ++q) {
+    for (std::int64_t d = 0; d < w.channels; ++d) {
+      out.projection[d * out.outputs + q] = w.projection[(k * rows + q) * w.channels + d];
+    }
+  }
+  out.dt_weight.assign(static_cast<std::size_t>(w.rank * out.padded), T(0));
+  for (std::int64_t d = 0; d < w.channels; ++d) {
+    for (std::int64_t r = 0; r < w.rank; ++r) {
+      out.dt_weight[r * out.padded + d] = w.dt_weight[(k * w.channels + d) * w.rank + r];
+    }
+  }
+  prepare_vector(w.dt_bias + k * w.channels, w.channels, out.padded, out.bias);
+  prepare_vector(w.skip + k * w.channels, w.channels, out.padded, out.skip);
+  prepare_a(w.a_logs + k * w.channels * w.states, true, w.channels, w.states, out);
+  return out;
+}
+
+// Everything of a walk that all lines of one direction share.
+template <typename T>
+Walk<T> start_walk(const Ss2dWeights<T>& w, const Prepared<T>& p, const T* x, T* y) {
+  Walk<T> walk{};
+  walk.u = x;
+  walk.y = y;
+  walk.pitch = w.channels;
+  walk.width = w.channels;
+  walk.padded = p.padded;
+  walk.accumulate = true;
+  walk.dt_weight = p.dt_weight.data();
+  walk.rank = w.rank;
+  walk.bias = p.bias.data();
+  walk.softplus = true;
+  walk.row_pitch = p.outputs;
+  walk.rows_by_step = true;
+  walk.states = w.states;
+  walk.a2 = p.a2.data();
+  walk.skip = p.skip.data();
+  return walk;
+}
+
+template <typename T>
+void aim(Walk<T>& walk, const Way& way, std::int64_t line, const T* rows) {
+  walk.steps = {nullptr, way.first + line * way.line, way.step, way.steps};
+  walk.rows = rows;
+  walk.b = rows + walk.rank;
+  walk.c = walk.b + walk.states;
+}
+
+// work(first, last, rows) for consecutive lines, with the projections of all their pixels in `rows`, line after line.
+template <typename T, typename Work>
+void in_projected_lines(const T* x, const Ss2dWeights<T>& w, const Prepared<T>& p, const Way& way,
+                        std::vector<T>& rows, std::size_t threads, const Work& work) {
+  const std::int64_t at_a_time = std::min(way.lines, std::max<std::int64_t>(1, pixels_at_a_time / way.steps));
+  rows.resize(static_cast<std::size_t>(at_a_time * way.steps * p.outputs));
+  for (std::int64_t first = 0; first < way.lines; first += at_a_time) {
+    const std::int64_t last = std::min(way.lines, first + at_a_time);
+    const std::int64_t pixels = (last - first) * way.steps;
+    share((pixels + 3) / 4, pixels * w.channels * p.outputs / 8, threads, [&](std::int64_t from, std::int64_t to) {
+      // By line, in pieces that begin where another thread's end.
+      for (std::int64_t at = from * 4, end = std::min(pixels, to * 4); at < end;) {
+        const std::int64_t line = at / way.steps, step = at % way.steps;
+        const std::int64_t count = std::min(way.steps - step, end - at);
+        const Steps steps{nullptr, way.first + (first + line) * way.line + step * way.step, way.step, count};
+        kernels<T>().project(x, w.channels, steps, p.projection.data(), p.outputs, rows.data() + at * p.outputs);
+        at += count;
+      }
+    });
+    work(first, last, rows.data());
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void selective_scan_2d(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, std::int64_t height,
+                       std::int64_t width, T* y, std::size_t threads) {
+  const std::int64_t image = height * width * w.channels;
+  const ScanKernels<T>& kernel = kernels<T>();
+  std::vector<T> rows, state;
+  // The order in which the public implementation adds up: rows in both senses, then columns.
+  bool first_direction = true;
+  for (const int k : {0, 2, 1, 3}) {
+    const Prepared<T> p = prepare(w, k);
+    const Way way = way_of(k, height, width);
+    for (std::int64_t i = 0; i < batch; ++i) {
+      state.assign(static_cast<std::size_t>(w.states * p.padded), T(0));
+      in_projected_lines(x + i * image, w, p, way, rows, threads,
+                         [&](std::int64_t first, std::int64_t last, const T* projected) {
+        const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
+        share(p.padded / kernel.lanes, cost, threads, [&](std::int64_t from, std::int64_t to) {
+          Walk<T> walk = start_walk(w, p, x + i * image, y + i * image);
+          walk.accumulate = !first_direction;
+          walk.state = state.data();
+          for (std::int64_t c = from * kernel.lanes; c < to * kernel.lanes; c += kernel.group) {
+            for (std::int64_t line = first; line < last; ++line) {
+              aim(walk, way, line, projected + (line - first) * way.steps * p.outputs);
+              kernel.walk(walk, c, std::min(c + kernel.group, to * kernel.lanes));
+            }
+          }
+        });
+      });
+    }
+    first_direction = false;
+  }
+}
+
+template <typename T>
+void summarise_lines(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, std::int64_t height, std::int64_t width,
+                     int direction, T* sums, T* ends, std::size_t threads) {
+  const std::int64_t image = height * width * w.channels;
+  const ScanKernels<T>& kernel = kernels<T>();
+  const Prepared<T> p = prepare(w, direction);
+  const Way way = way_of(direction, height, width);
+  std::vector<T> rows;
+  for (std::int64_t i = 0; i < batch; ++i) {
+    in_projected_lines(x + i * image, w, p, way, rows, threads,
+                       [&](std::int64_t first, std::int64_t last, const T* projected) {
+      const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
+      const std::int64_t vectors = p.padded / kernel.lanes;
+      share((last - first) * vectors, cost, threads, [&](std::int64_t from, std::int64_t to) {
+        std::vector<T> state(static_cast<std::size_t>(w.states * p.padded));
+        std::vector<T> sum(static_cast<std::size_t>(p.padded));
+        Walk<T> walk = start_walk<T>(w, p, x + i * image, nullptr);
+        walk.state = state.data();
+        walk.delta_sum = sum.data();
+        for (std::int64_t task = from; task < to; ++task) {
+          const std::int64_t line = first + task / vectors, c = task % vectors * kernel.lanes;
+          aim(walk, way, line, projected + (line - first) * way.steps * p.outputs);
+          kernel.summarise(walk, c, c + kernel.lanes);
+          for (std::int64_t d = c; d < std::min(c + kernel.lanes, w.channels); ++d) {
+            const std::int64_t at = (i * way.lines + line) * w.channels + d;
+            sums[at] = sum[d];
+            for (std::int64_t n = 0; n < w.states; ++n) ends[at * w.states + n] = state[n * p.padded + d];
+          }
+        }
+      });
+    });
+  }
+}
+
+template <typename T>
+void scan_lines(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, std::int64_t height, std::int64_t width,
+                int direction, T* states, T* y, std::size_t threads) {
+  const std::int64_t image = height * width * w.channels;
+  const ScanKernels<T>& kernel = kernels<T>();
+  const Prepared<T> p = prepare(w, direction);
+  const Way way = way_of(direction, height, width);
+  std::vector<T> rows;
+  for (std::int64_t i = 0; i < batch; ++i) {
+    in_projected_lines(x + i * image, w, p, way, rows, threads,
+                       [&](std::int64_t first, std::int64_t last, const T* projected) {
+      const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
+      const std::int64_t groups = (p.padded + kernel.group - 1) / kernel.group;
+      share((last - first) * groups, cost, threads, [&](std::int64_t from, std::int64_t to) {
+        std::vector<T> state(static_cast<std::size_t>(w.states * p.padded));
+        Walk<T> walk = start_walk(w, p, x + i * image, y + i * image);
+        walk.state = state.data();
+        for (std::int64_t task = from; task < to; ++task) {
+          const std::int64_t line = first + task / groups, c = task % groups * kernel.group;
+          const std::int64_t end = std::min(c + kernel.group, p.padded);
+          T* own = states + (i * way.lines + line) * w.channels * w.states;
+          for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
+            for (std::int64_t n = 0; n < w.states; ++n) state[n * p.padded + d] = own[d * w.states + n];
+          }
+          aim(walk, way, line, projected + (line - first) * way.steps * p.outputs);
+          kernel.walk(walk, c, end);
+          for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
+            for (std::int64_t n = 0; n < w.states; ++n) own[d * w.states + n] = state[n * p.padded + d];
+          }
+        }
+      });
+    });
+  }
+}
+
+template <typename T>
+void selective_scan(const Scan1d<T>& scan, std::size_t threads) {
+  const ScanKernels<T>& kernel = kernels<T>();
+  const std::int64_t channels = scan.channels / scan.groups;  // of one group
+  std::vector<Prepared<T>> prepared(static_cast<std::size_t>(scan.groups));
+  for (std::int64_t g = 0; g < scan.groups; ++g) {
+    Prepared<T>& p = prepared[g];
+    p.padded = round_up(channels, kernel.lanes);
+    prepare_a(scan.a + g * channels * scan.states, false, channels, scan.states, p);
+    prepare_vector(scan.skip ? scan.skip + g * channels : nullptr, channels, p.padded, p.skip);
+    prepare_vector(scan.bias ? scan.bias + g * channels : nullptr, channels, p.padded, p.bias);
+  }
+  const std::int64_t blocks = (prepared[0].padded + kernel.group - 1) / kernel.group;
+  const std::int64_t cost = scan.batch * scan.length * scan.channels * (scan.states + 2);
+  share(scan.batch * scan.groups * blocks, cost, threads, [&](std::int64_t from, std::int64_t to) {
+    std::vector<T> state(static_cast<std::size_t>(scan.states * prepared[0].padded));
+    for (std::int64_t task = from; task < to; ++task) {
+      const std::int64_t i = task / blocks / scan.groups, g = task / blocks % scan.groups;
+      const std::int64_t c = task % blocks * kernel.group;
+      const Prepared<T>& p = prepared[g];
+      const std::int64_t end = std::min(c + kernel.group, p.padded);
+      const std::int64_t offset = i * scan.length * scan.channels + g * channels;
+      const std::int64_t rows = (i * scan.groups + g) * scan.length * scan.states;
+      Walk<T> walk{};
+      walk.steps = {scan.order, 0, 1, scan.length};
+      if (scan.order && scan.order_per_image) walk.steps.order += i * scan.length;
+      walk.u = scan.u + offset;
+      walk.y = scan.y + offset;
+      walk.pitch = scan.channels;
+      walk.width = channels;
+      walk.padded = p.padded;
+      walk.delta = scan.delta + offset;
+      walk.bias = p.bias.data();
+      walk.softplus = scan.softplus;
+      walk.b = scan.b + rows;
+      walk.c = scan.c + rows;
+      walk.rows = walk.b;
+      walk.row_pitch = scan.states;
+      walk.states = scan.states;
+      walk.a2 = p.a2.data();
+      walk.skip = p.skip.data();
+      walk.state = state.data();
+      T* own = scan.state + (i * scan.channels + g * channels) * scan.states;
+      for (std::int64_t d = c; d < end; ++d) {
+        for (std::int64_t n = 0; n < scan.states; ++n) {
+          state[n * p.padded + d] = d < channels ? own[d * scan.states + n] : T(0);
+        }
+      }
+      kernel.walk(walk, c, end);
+      for (std::int64_t d = c; d < std::min(end, channels); ++d) {
+        for (std::int64_t n = 0; n < scan.states; ++n) own[d * scan.states + n] = state[n * p.padded + d];
+      }
+    }
+  });
+}
+
+#define XRK_SCANS(T)                                                                                              \
+  template void selective_scan_2d<T>(const T*, const Ss2dWeights<T>&, std::int64_t, std::int64_t, std::int64_t, T*,   \
+                                     std::size_t);                                                                \
+  template void summarise_lines<T>(const T*, const Ss2dWeights<T>&, std::int64_t, std::int64_t, std::int64_t, int, T*, \
+                                   T*, std::size_t);                                                              \
+  template void scan_lines<T>(const T*, const Ss2dWeights<T>&, std::int64_t, std::int64_t, std::int64_t, int, T*, T*, \
+                              std::size_t);                                                                       \
+  template void selective_scan<T>(const Scan1d<T>&, std::size_t);
+XRK_SCANS(float)
+XRK_SCANS(double)
+#undef XRK_SCANS
+
+}  // namespace xrk::cpu

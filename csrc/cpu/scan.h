@@ -1,0 +1,127 @@
+// Selective scans on the CPU. A walk follows positions one after the other and carries N states for each channel;
+// vectors lie over channels. Everything here is written for float and for double.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace xrk::cpu {
+
+// Positions visited one after the other: order[t], or first + t * stride where there is no order.
+struct Steps {
+  const std::int64_t* order;
+  std::int64_t first;
+  std::int64_t stride;
+  std::int64_t count;
+};
+
+// h = exp2(dt * A2) h + dt * B * u;  y = C . h + skip * u, over `steps`, for channels [0, width).
+//
+// Arrays of parameters and of state are padded to `padded` channels, a multiple of a path's lanes.
+template <typename T>
+struct Walk {
+  Steps steps;
+  const T* u;  // [position, pitch]
+  T* y;        // [position, pitch]; may be null: nothing is written
+  std::int64_t pitch;
+  std::int64_t width;
+  std::int64_t padded;
+  bool accumulate;    // y += instead of y =
+  // dt = delta[position, pitch] where delta is given, else the sum over r of rows[t][r] * dt_weight[r]; then + bias,
+  // then softplus where asked for.
+  const T* delta;
+  const T* dt_weight;  // [rank, padded]
+  std::int64_t rank;
+  const T* bias;       // [padded]
+  bool softplus;
+  const T* rows;       // the low-rank dt, by step
+  const T* b;          // N values by row
+  const T* c;          // N values by row
+  std::int64_t row_pitch;
+  bool rows_by_step;   // row t belongs to step t; otherwise row p to position p
+  std::int64_t states;
+  const T* a2;         // [N, padded], A / ln 2
+  const T* skip;       // [padded]
+  T* state;            // [N, padded]
+  T* delta_sum;        // [padded], written by a summary only
+};
+
+// The kernels of one instruction set for one type.
+template <typename T>
+struct ScanKernels {
+  std::int64_t lanes;
+  std::int64_t group;  // channels that one call of walk or summarise does best
+  // Channels [first, last), first a multiple of lanes.
+  void (*walk)(const Walk<T>& walk, std::int64_t first, std::int64_t last);
+  // The stretch's sum of dt and the state at its end when it starts from zero. Walks backwards and leaves out what has
+  // decayed below the type's rounding.
+  void (*summarise)(const Walk<T>& walk, std::int64_t first, std::int64_t last);
+  // rows[t] = x[position] . weight, with weight [channels, outputs], outputs a multiple of lanes.
+  void (*project)(const T* x, std::int64_t channels, const Steps& steps, const T* weight, std::int64_t outputs,
+                  T* rows);
+};
+
+struct ScanPath {
+  ScanKernels<float> single;
+  ScanKernels<double> twice;
+};
+
+const ScanPath& baseline_scan_path();
+#ifdef XRK_X86
+const ScanPath& avx2_scan_path();
+const ScanPath& avx512_scan_path();
+#endif
+
+// The weights of SS2D, C-contiguous: projection (4, R+2N, D), dt_weight (4, D, R), dt_bias (4, D), a_logs (4D, N),
+// skip (4D).
+template <typename T>
+struct Ss2dWeights {
+  const T* projection;
+  const T* dt_weight;
+  const T* dt_bias;
+  const T* a_logs;
+  const T* skip;
+  std::int64_t channels;
+  std::int64_t rank;
+  std::int64_t states;
+};
+
+// y (B, H, W, D) = the sum of the four directions of x (B, H, W, D). The same bytes for every number of threads.
+template <typename T>
+void selective_scan_2d(const T* x, const Ss2dWeights<T>& weights, std::int64_t batch, std::int64_t height,
+                       std::int64_t width, T* y, std::size_t threads);
+
+// The lines of one direction k, of one band (B, H, W, D): rows for k = 0 and 2, columns for 1 and 3.
+// sums (B, lines, D) and ends (B, lines, D, N): each line's sum of dt, and its end state from a start of zero.
+template <typename T>
+void summarise_lines(const T* x, const Ss2dWeights<T>& weights, std::int64_t batch, std::int64_t height,
+                     std::int64_t width, int direction, T* sums, T* ends, std::size_t threads);
+
+// y += every line of direction k from its own start state; states (B, lines, D, N) holds the starts and then the ends.
+template <typename T>
+void scan_lines(const T* x, const Ss2dWeights<T>& weights, std::int64_t batch, std::int64_t height, std::int64_t width,
+                int direction, T* states, T* y, std::size_t threads);
+
+// The 1-D scan, channels last: u, delta, y (B, L, D); b, c (B, groups, L, N); a (D, N); skip, bias (D) or null;
+// order (L), or (B, L) with order_per_image, or null; state (B, D, N) holds the start and then the end.
+template <typename T>
+struct Scan1d {
+  const T* u;
+  const T* delta;
+  const T* a;
+  const T* b;
+  const T* c;
+  const T* skip;
+  const T* bias;
+  const std::int64_t* order;
+  bool order_per_image;
+  bool softplus;
+  T* state;
+  T* y;
+  std::int64_t batch, length, channels, groups, states;
+};
+
+template <typename T>
+void selective_scan(const Scan1d<T>& scan, std::size_t threads);
+
+}  // namespace xrk::cpu
