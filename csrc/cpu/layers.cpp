@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "pixels.h"
+#include "threads.h"
 
 namespace xrk::cpu {
 namespace {
@@ -41,17 +40,7 @@ bool share(std::size_t count, std::size_t values, std::size_t threads, std::size
     const std::size_t first = part * base + std::min(part, longer);
     work(first, first + base + (part < longer ? 1 : 0), scratch[part].get());
   };
-  std::vector<std::thread> others;
-  others.reserve(parts - 1);
-  std::size_t part = 1;
-  try {
-    for (; part < parts; ++part) others.emplace_back(run, part);
-  } catch (const std::system_error&) {
-    // No more threads to be had: the caller's does the rest.
-  }
-  for (; part < parts; ++part) run(part);
-  run(0);
-  for (std::thread& other : others) other.join();
+  run_parts(parts, run);
   return true;
 }
 

@@ -5,12 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
 #include "pixels.h"
+#include "threads.h"
 
 namespace xrk::cpu {
 namespace {
@@ -44,18 +43,11 @@ template <typename Work>
 void share(std::int64_t count, std::int64_t cost, std::size_t threads, const Work& work) {
   const std::int64_t worth = std::max<std::int64_t>(1, cost / smallest_work);
   const std::int64_t parts = std::max<std::int64_t>(1, std::min({static_cast<std::int64_t>(threads), count, worth}));
-  const auto run = [&](std::int64_t part) { work(count * part / parts, count * (part + 1) / parts); };
-  std::vector<std::thread> others;
-  others.reserve(static_cast<std::size_t>(parts - 1));
-  std::int64_t part = 1;
-  try {
-    for (; part < parts; ++part) others.emplace_back(run, part);
-  } catch (const std::system_error&) {
-    // No more threads to be had: the caller's does the rest.
-  }
-  for (; part < parts; ++part) run(part);
-  run(0);
-  for (std::thread& other : others) other.join();
+  const auto run = [&](std::size_t index) {
+    const auto part = static_cast<std::int64_t>(index);
+    work(count * part / parts, count * (part + 1) / parts);
+  };
+  run_parts(static_cast<std::size_t>(parts), run);
 }
 
 // The way of direction k through an image, in pixels: line l, step s is pixel first + l * line + s * step.
