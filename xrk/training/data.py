@@ -185,7 +185,7 @@ class Patches:
         mean = quanta * signal
         counts = rng.poisson(mean).astype(np.float32)
         spread = 0.0
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             spread = float(rng.uniform(0.3, 0.9))
             tail = np.float32(rng.uniform(0, 0.15) if rng.random() < 0.4 else 0.0)
             wide = 2.5 * spread

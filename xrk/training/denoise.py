@@ -3,8 +3,10 @@
     python -m xrk.training.denoise --run runs/resnet18-unet --steps 12000
 
 The network learns in the variance-stabilised domain (noise of standard deviation 1 everywhere). The loss is the mean
-over patches of log(mean squared error of the linear signal), which is what PSNR measures; one patch counts as much as
-another whatever its dose. The learning rate is constant after a short warm-up and falls to zero over the last
+over patches of log(mean squared error of the linear signal + a floor). The logarithm is what PSNR measures and makes
+one dose count as much as another. PSNR takes it over whole radiographs, though, where the hard parts decide; the floor
+is about a whole radiograph's error, so that an empty patch does not weigh ten times as much as one full of edges. The
+learning rate is constant after a short warm-up and falls to zero over the last
 ``--cooldown`` steps, so that a run can be prolonged: resume it with more steps before its cooldown began.
 
 ``--start`` begins from shipped weights: what was learnt so far is not learnt again.
@@ -19,6 +21,7 @@ import argparse
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +59,9 @@ def contrast_only(network: ResNet18UNet) -> None:
         module.weight.data -= module.weight.data.mean((1, 2, 3), keepdim=True)
 
 
-def psnr_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over patches of log(weighted mean squared error), with a floor far below what can be reached."""
-    return torch.log((weight * (output - target) ** 2).mean((1, 2, 3)) + 1e-3).mean()
+def psnr_loss(output: Tensor, target: Tensor, weight: Tensor, floor: float = 0.02) -> Tensor:
+    """Mean over patches of log(weighted mean squared error + floor)."""
+    return torch.log((weight * (output - target) ** 2).mean((1, 2, 3)) + floor).mean()
 
 
 def learning_rate(step: int, steps: int, cooldown: int, warmup: int = 200) -> float:
@@ -104,6 +107,11 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     held_out = Patches(run / "pool.npy", 192, 987654321, slice(-validation_scenes, None))
     batches = [tuple(torch.from_numpy(x).to(device) for x in held_out.batch(8)) for _ in range(4)]
     step, spent = 0, 0.0
+    ahead = ThreadPoolExecutor(1)  # draws the next batch while the network learns from this one
+
+    def draw() -> tuple[list[Tensor], dict]:
+        return [torch.from_numpy(x) for x in patches.batch(arguments.batch)], patches.state()
+
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -114,13 +122,16 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
         patches.restore(saved["generator"])
         step, spent = saved["step"], saved["seconds"]
         print(f"resumed at step {step} after {spent:.0f} s", flush=True)
+    drawn = ahead.submit(draw)
     start, loss_sum, loss_count = time.monotonic() - spent, 0.0, 0
     while step < arguments.steps:
         rate = learning_rate(step, arguments.steps, arguments.cooldown)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, base in zip(groups, rates, strict=True):
             group["lr"] = base * rate
-        noisy, target, weight = (torch.from_numpy(x).to(device) for x in patches.batch(arguments.batch))
+        batch, generator = drawn.result()
+        drawn = ahead.submit(draw)
+        noisy, target, weight = (x.to(device) for x in batch)
         loss = psnr_loss(network(noisy), target, weight)
         network.zero_grad(set_to_none=True)
         loss.backward()
@@ -144,13 +155,14 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
                 "network": network.state_dict(),
                 "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "generator": patches.state(),
+                "generator": generator,
                 "step": step,
                 "seconds": time.monotonic() - start,
             }
             partial = checkpoint.with_suffix(".partial")
             torch.save(saved, partial)
             os.replace(partial, checkpoint)
+    ahead.shutdown()
 
 
 def main(argv: list[str] | None = None) -> None:
