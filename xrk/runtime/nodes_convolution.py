@@ -34,6 +34,7 @@ class Convolution(RowLocal):
         self.weight, self.bias = weight, bias
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.activation: str | None = None
+        self.folded = False  # the weights are not the module's own any more
         self.border = padding[0]
         self.window = Window(stride[0], padding[0], dilation[0] * (weight.shape[2] - 1) + 1)
         sizes = [
@@ -52,7 +53,9 @@ class Convolution(RowLocal):
             weight, bias = (None if t is None else t.to(self.output.dtype) for t in (weight, bias))
         weight = weight.contiguous(memory_format=torch.channels_last)
         self._run = _plain(weight, bias, self.stride, (0, self.padding[1]), self.dilation, self.groups, self.activation)
-        self._owned = weight.untyped_storage().nbytes() if weight is not self.weight else 0
+        owned = self.folded or weight is not self.weight
+        self._owned = weight.untyped_storage().nbytes() if owned else 0
+        self.weight, self.bias = weight, bias
 
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
         return self._run(rows[0], rows[1] if len(rows) > 1 else None)

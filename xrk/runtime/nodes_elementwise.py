@@ -141,7 +141,9 @@ def _elementwise(call: Call) -> Any:
     output = _with_rows(like, like.ndim - from_end, rows)
     short = call.name.split("::")[1]
     into = _into(call) if short in _INTO else None
-    return call.add(Rowwise(call.name, call.runner(), inputs, output, into=into))
+    node = Rowwise(call.name, call.runner(), inputs, output, into=into)
+    node.plain_sum = short == "add" and call.get("alpha", 1) == 1
+    return call.add(node)
 
 
 def _runs_along(t: Any, from_end: int) -> int:

@@ -59,8 +59,11 @@ class Rowwise(RowLocal):
         run: takes the inputs' tensors, in order.
         output: with as many rows as the inputs that have several.
         view: the result may be a view of an input.
+        work: products per output row.
         into: takes the inputs' tensors and the memory for the result, where the operator can write there.
     """
+
+    plain_sum: bool = False  # a + b, no factor
 
     def __init__(
         self,
