@@ -25,6 +25,15 @@ _handlers: dict[str, Handler] = {}
 # Operators that may hand back memory of their input without saying so in their schema.
 _MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::to", "aten::flatten", "aten::dropout", "aten::type_as"}
 
+# Operators that may make a map of a small vector; every other one on small values is run as it is.
+_SPREADING = {
+    "aten::expand",
+    "aten::upsample_nearest2d",
+    "aten::_upsample_nearest_exact2d",
+    "aten::upsample_bilinear2d",
+    "aten::upsample_bicubic2d",
+}
+
 
 def register(*names: str) -> Callable[[Handler], Handler]:
     """Says how an operator becomes nodes: ``@register("aten::relu")`` on a function of a `Call`.
@@ -241,7 +250,8 @@ class _Tracer(TorchDispatchMode):
         if all(v.row_axis is None for v in call.values):
             if any(_is_large(v) for v in call.values):
                 return _whole(call)
-            return call.plain()
+            made = _handlers[call.name](call) if call.name in _SPREADING else None
+            return call.plain() if made is None else made
         handler = _handlers.get(call.name)
         return None if handler is None else handler(call)
 
@@ -317,8 +327,8 @@ def capture(
             if isinstance(tracer.failure, InputError | InputTypeError):
                 raise tracer.failure from None
             raise InputError(
-                f"The network {type(module).__name__} cannot be captured for an input of shape {tuple(shape)}: "
-                f"{type(error).__name__}: {error}"
+                f"The network {type(module).__name__} cannot take an input of shape {tuple(shape)}, or decides by "
+                f"what it computes: {error} ({type(error).__name__})."
             ) from error
     leaves, spec = pytree.tree_flatten(result)
     outputs = []

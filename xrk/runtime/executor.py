@@ -38,7 +38,8 @@ def execute(
         done = _run_pass(p, held, outputs, done, total, every, progress)
         for v in p.segment.last_use:
             held.pop(v, None)
-    return [held[v] for v in graph.outputs]
+    # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
+    return [x.clone() if v is graph.input else held[v] for v in graph.outputs]
 
 
 def _run_pass(

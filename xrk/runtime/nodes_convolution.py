@@ -41,6 +41,7 @@ class Convolution(RowLocal):
             (size + 2 * p - d * (k - 1) - 1) // s + 1
             for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         ]
+        _check(x, x.shape[1] // groups, weight.shape[1], sizes)
         self._make([x], Value((1, weight.shape[0], *sizes), x.dtype, 2))
 
     def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
@@ -115,6 +116,7 @@ class TransposedConvolution(RowLocal):
                 x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True
             )
         ]
+        _check(x, x.shape[1], weight.shape[0], sizes)
         self._make([x], Value((1, weight.shape[1] * groups, *sizes), x.dtype, 2))
 
     def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
@@ -161,6 +163,11 @@ class TransposedConvolution(RowLocal):
         a, b = self.need(0, r0, r1)
         extra = (b - a - 1) * self.stride[0] + self.extent - (r1 - r0)
         return self.output.bytes_of(max(extra, 0))
+
+
+def _check(x: Value, channels: int, expected: int, sizes: list[int]) -> None:
+    if channels != expected or min(sizes) < 1:
+        raise ValueError(f"a map of shape {x.shape} meets a convolution that cannot take it")
 
 
 def _two(value: Any) -> tuple[int, int]:

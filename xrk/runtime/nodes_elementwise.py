@@ -122,8 +122,10 @@ def _elementwise(call: Call) -> Any:
             continue
         if v.rows > 1 or from_end is None:
             at = len(v.shape) - v.row_axis
-            if v.rows > 1 and rows > 1 and (at != from_end or v.rows != rows):
+            if v.rows > 1 and rows > 1 and at != from_end:
                 return None
+            if v.rows > 1 and rows > 1 and v.rows != rows:
+                raise ValueError(f"maps of {rows} and {v.rows} rows meet in {call.name}")
             from_end, rows = at, max(rows, v.rows)
     inputs = []
     for name, a in call.arguments.items():

@@ -12,6 +12,7 @@ import torch
 
 from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import RowLocal, Value
+from xrk.runtime.nodes_shape import spread
 from xrk.runtime.rows import is_map
 
 __all__ = ["Interpolation", "NearestUpsampling"]
@@ -153,7 +154,7 @@ def _cubic(t: np.ndarray, a: Any) -> list[np.ndarray]:
 )
 def _upsample(call: Call) -> Any:
     x = call.values[0]
-    if not is_map(x):
+    if not is_map(x) and x.row_axis is not None:
         return None
     factors = call.get("scale_factors")
     if factors is not None:
@@ -161,6 +162,8 @@ def _upsample(call: Call) -> Any:
         size = tuple(int(s * f) for s, f in zip(x.shape[2:], scales, strict=True))
     else:
         size, scales = tuple(call["output_size"]), (call.get("scales_h"), call.get("scales_w"))
+    if x.row_axis is None:
+        return spread(call, size)
     mode = {
         "aten::upsample_nearest2d": "nearest",
         "aten::_upsample_nearest_exact2d": "nearest-exact",

@@ -249,6 +249,24 @@ class Turned(RowLocal):
         return y.contiguous()
 
 
+class Spread(RowLocal):
+    """A vector (1, C, 1, 1) on every pixel of a map."""
+
+    writes_out = True
+
+    def __init__(self, label: str, x: Value, size: tuple[int, int]) -> None:
+        self.label = label
+        self._make([x], Value((*x.shape[:2], *size), x.dtype, 2))
+
+    def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
+        return 0, 0
+
+    def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
+        if out is not None:
+            return out.copy_(rows[0])
+        return rows[0].expand(self.output.band_shape(r1 - r0)).contiguous(memory_format=torch.channels_last)
+
+
 # --- handlers ------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +316,9 @@ def _cat(call: Call) -> Any:
             t = call.constant(t, rowed.row_axis)
         if t.row_axis != rowed.row_axis or t.dtype != rowed.dtype:
             return None
+        others = [(a, b) for d, (a, b) in enumerate(zip(t.shape, rowed.shape, strict=True)) if d != dim]
+        if any(a != b for a, b in others):
+            raise ValueError(f"maps of shapes {t.shape} and {rowed.shape} meet in a concatenation")
         inputs.append(t)
     if dim == rowed.row_axis:
         return call.add(RowConcatenation(inputs, dim))
@@ -371,6 +392,14 @@ def _permute(call: Call) -> Any:
     shape = tuple(v.shape[i] for i in order)
     output = Value(shape, v.dtype, 2)
     return call.add(Turned(call.name, v, output, lambda x, r0, r1: x[:, :, :, r0:r1].permute(order)))
+
+
+def spread(call: Call, size: tuple[int, int]) -> Value | None:
+    """A small vector that becomes a map; None where it is no (1, C, 1, 1), or becomes none."""
+    v = call.values[0]
+    if len(v.shape) != 4 or v.shape[0] != 1 or v.shape[2:] != (1, 1) or len(call.values) > 1 or min(size) < 1:
+        return None
+    return call.add(Spread(call.name, v, size)) if max(size) > 1 else None
 
 
 def _order(call: Call, count: int) -> list[int] | None:
@@ -451,6 +480,8 @@ def _new_shape(call: Call, v: Value) -> tuple[int, ...]:
 
 
 def _expand(call: Call, v: Value) -> Any:
+    if v.row_axis is None:
+        return spread(call, tuple(call["size"][2:])) if len(call["size"]) == 4 else None
     size = list(call["size"])
     extra = len(size) - len(v.shape)
     axis = v.row_axis + extra

@@ -22,7 +22,8 @@ from xrk.runtime.whole import _exact
 __all__ = ["BANDS", "Plan", "make_plan"]
 
 # The ladder, fastest first: bands that stay in cache and are high enough for a convolution to be quick.
-BANDS = (32, 24, 16, 12, 8, 6, 4, 2, 1)
+# With the rows at a time goes the fewest rows of a small map that are made at once (see `schedule`).
+BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
 
 MIB = 1 << 20
 
@@ -145,27 +146,28 @@ def make_plan(
     )
 
 
-def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, frozenset[Value]]]:
-    bands = BANDS if band is None else (band,)
-    for b in bands:
-        yield b, frozenset()
+def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
+    bands = BANDS if band is None else ((band, 1),)
+    for b, least in bands:
+        yield b, least, frozenset()
     outputs = set(graph.outputs)
     kept = frozenset(v for s in cut(graph) for v in s.whole if v not in outputs)
     if kept:
-        for b in bands:
-            yield b, kept
+        for b, least in bands:
+            yield b, least, kept
 
 
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, graph: Graph, candidate: tuple[int, frozenset[Value]]) -> None:
-        self.band, again = candidate
-        self.passes = [schedule(s, self.band) for s in cut(graph, again)]
+    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]]) -> None:
+        self.band, least, again = candidate
+        self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
         weights = sum(n.weight_bytes for n in graph.nodes)
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
+        self.parts: dict[str, int] = {}
         for p in self.passes:
             for node in p.segment.before:
                 held[node.output] = _held_bytes(node.output)
@@ -208,7 +210,7 @@ def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.devi
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:
     """Compares a graph of the same network on a small image with the module itself; says which size."""
     rows = [v.rows for n in graph.nodes for v in (n.output,) if v.row_axis is not None and v.rows > 1]
-    stride = max((round(shape[2] / r) for r in rows), default=1)
+    stride = max((round(shape[2] / r) for r in rows), default=1) or 1
     sizes = []
     for least in (2, 4, 8):
         size = [min(s, -(-max(least * stride, 16) // stride) * stride + s % max(stride, 2)) for s in shape[2:]]

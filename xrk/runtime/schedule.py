@@ -80,18 +80,24 @@ class Pass:
         return sum(s.bytes for s in self.stores if s.kind in ("line", "ring"))
 
 
-def schedule(segment: Segment, band: int) -> Pass:
-    """The order of a segment in bands of ``band`` rows, counted on the value of the segment that has the most rows."""
-    return _Run(segment, band).result()
+def schedule(segment: Segment, band: int, least: int = 1) -> Pass:
+    """The order of a segment in bands of ``band`` rows, counted on the value of the segment that has the most rows.
+
+    Where that is fewer than ``least`` rows of a smaller map, so many are made at once before they are enlarged: the
+    weights of such layers are large, and are read for every step. It costs as many more rows of the skips around them.
+    """
+    return _Run(segment, band, least).result()
 
 
 class _Reader:
     """One node while the order is found."""
 
-    __slots__ = ("at", "cap", "done", "inputs", "keep", "node", "readers", "rows", "store", "summary")
+    __slots__ = ("cap", "done", "inputs", "keep", "least", "node", "readers", "rows", "store", "summary")
 
-    def __init__(self, node: RowLocal | Summarise, rows: int, cap: int) -> None:
-        self.node, self.rows, self.cap, self.done = node, rows, cap, 0
+    def __init__(self, node: RowLocal | Summarise, rows: int, cap: int, least: int) -> None:
+        self.node, self.rows, self.done = node, rows, 0
+        self.least = least if cap < least else 1
+        self.cap = max(cap, self.least)
         self.summary = isinstance(node, Summarise)
         self.inputs: list[tuple[int, Store, _Reader | None]] = []  # position, store, who makes it in this pass
         self.keep: dict[int, int] = {}
@@ -107,8 +113,9 @@ class _Reader:
 
 
 class _Run:
-    def __init__(self, segment: Segment, band: int) -> None:
+    def __init__(self, segment: Segment, band: int, least: int) -> None:
         self.segment = segment
+        self.least = least
         self.steps: list[Step] = []
         self.stores: list[Store] = []
         self._of: dict[Value, Store] = {}
@@ -116,7 +123,7 @@ class _Run:
         self._last: dict[int, tuple[int, int]] = {}  # store -> the last rows that it was given
         self._kept: dict[int, int] = {}
         self._alone: dict[int, bool] = {}
-        most = max(v.rows for n in (*segment.nodes, *segment.summaries) for v in self._rowed(n))
+        most = max([v.rows for n in (*segment.nodes, *segment.summaries) for v in self._rowed(n)], default=1)
         self.band = min(band, most)
         self.most = most
         for v in segment.sources:
@@ -140,7 +147,7 @@ class _Run:
         return store
 
     def _reader(self, node: RowLocal | Summarise, rows: int) -> _Reader:
-        reader = _Reader(node, rows, max(1, round(rows * self.band / self.most)))
+        reader = _Reader(node, rows, max(1, round(rows * self.band / self.most)), self.least)
         whole = node.whole_inputs if isinstance(node, RowLocal) else ()
         for i, v in enumerate(node.inputs):
             if v.row_axis is None or i in whole:
@@ -173,7 +180,8 @@ class _Run:
             if reader.done >= target:
                 stack.pop()
                 continue
-            r1 = min(reader.done + reader.cap, target)
+            # A band's share, and a little more rather than leave a sliver for a step of its own.
+            r1 = target if target - reader.done <= reader.cap + reader.cap // 2 + 4 else reader.done + reader.cap
             if not reader.summary:
                 r1 = min(max(reader.node.round_up(r1), reader.done + 1), reader.rows)
             reads, ready = [], True
@@ -182,6 +190,10 @@ class _Run:
                 if made_by is not None:
                     b_inside = b if b < made_by.rows else made_by.rows
                     if made_by.done < b_inside and b > a:
+                        if reader.rows > made_by.rows:
+                            # Up-sampling: the small maps below are made some rows at a time, for their weights
+                            # are large and are read for every step.
+                            b_inside = min(-(-b_inside // made_by.least) * made_by.least, made_by.rows)
                         stack.append((made_by, b_inside))
                         ready = False
                         break
@@ -208,8 +220,7 @@ class _Run:
             self._last[index] = (r0, r1)
             end = r1 + border if r1 == reader.rows else r1
             reader.store.capacity = max(reader.store.capacity, end - keep)
-            if r0:
-                self._kept[index] = max(self._kept[index], r0 - keep)
+            self._kept[index] += r0 - keep
             if reader.lowest() >= r1:
                 drops.append(index)
         self.steps.append(Step(reader.node, r0, r1, tuple(reads), index, keep, tuple(drops)))
@@ -221,7 +232,7 @@ class _Run:
             if store.kind == "whole" or (self._alone[k] and not store.border):
                 continue
             # Moving the kept rows costs a copy of them for every band: rows that outlast a band go round instead.
-            if self._kept[k] <= reader.cap:
+            if self._kept[k] <= reader.rows:
                 store.kind = "line"
             else:
                 store.kind = "ring"
