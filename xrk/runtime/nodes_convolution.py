@@ -5,9 +5,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from xrk.kernels.convolution.conv2d import fold_batch_norm
 from xrk.runtime.capture import Call, register
-from xrk.runtime.graph import RowLocal, Value
-from xrk.runtime.rows import Window, clip, is_map
+from xrk.runtime.graph import Node, RowLocal, Value
+from xrk.runtime.prepared import prepare_convolution
+from xrk.runtime.rows import Window, channels_last, clip, is_map
 
 __all__ = ["Convolution", "TransposedConvolution"]
 
@@ -15,7 +17,7 @@ __all__ = ["Convolution", "TransposedConvolution"]
 class Convolution(RowLocal):
     """A convolution with zeros around the image, and what may follow it at once.
 
-    act(conv(x) + bias + residual); `fusion` sets `activation` and appends the residual as a second input.
+    act(norm(conv(x) + bias) + residual); `fusion` sets `norm` and `activation` and appends the residual as a second input.
     """
 
     label = "aten::conv2d"
@@ -32,9 +34,10 @@ class Convolution(RowLocal):
     ) -> None:
         """``weight``: (O, C / groups, K, L), known; the others as for `torch.nn.functional.conv2d`."""
         self.weight, self.bias = weight, bias
+        self.products = weight[0].numel()  # for each output value
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.activation: str | None = None
-        self.folded = False  # the weights are not the module's own any more
+        self.norm: tuple[Any, ...] | None = None  # mean, var, gamma, beta, eps of the batch norm that follows
         self.border = padding[0]
         self.window = Window(stride[0], padding[0], dilation[0] * (weight.shape[2] - 1) + 1)
         sizes = [
@@ -49,45 +52,30 @@ class Convolution(RowLocal):
 
     def prepare(self) -> None:
         weight, bias = self.weight, self.bias
-        same = all(t is None or t.dtype == self.output.dtype for t in (weight, bias))
-        if not same:
-            weight, bias = (None if t is None else t.to(self.output.dtype) for t in (weight, bias))
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        self._run = _plain(weight, bias, self.stride, (0, self.padding[1]), self.dilation, self.groups, self.activation)
-        owned = self.folded or weight is not self.weight
-        self._owned = weight.untyped_storage().nbytes() if owned else 0
-        self.weight, self.bias = weight, bias
+        if self.norm is not None:
+            weight, bias = fold_batch_norm(weight, bias, *self.norm)
+        x, dtype = self.inputs[0], self.output.dtype
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        usual = (*x.shape[:2], min(x.rows + 2 * self.border, self.window.extent + 15 * self.stride[0]), x.shape[3])
+        geometry = (self.stride, (0, self.padding[1]), self.dilation, self.groups)
+        self._run, packed = prepare_convolution(weight, bias, *geometry, self.activation, usual)
+        self._held = packed or (0 if weight is self.weight else weight.nbytes)
+        self.weight = self.bias = self.norm = None  # what runs holds what it needs
+
+    def adopt(self, other: Node) -> None:
+        self._run, self._held = other._run, 0
 
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
-        return self._run(rows[0], rows[1] if len(rows) > 1 else None)
+        residual = rows[1] if len(rows) > 1 else None
+        return self._run(channels_last(rows[0]), residual if residual is None else channels_last(residual))
 
     @property
     def work(self) -> int:
-        return self.output.shape[1] * self.output.shape[3] * self.weight[0].numel()
+        return self.output.shape[1] * self.output.shape[3] * self.products
 
     @property
     def weight_bytes(self) -> int:
-        return self._owned
-
-
-def _plain(
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    activation: str | None,
-) -> Any:
-    """A convolution as torch's own operators, called with rows and a residual or None."""
-
-    def run(rows: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        y = F.conv2d(rows, weight, bias, stride, padding, dilation, groups)
-        if residual is not None:
-            y += residual
-        return y.relu_() if activation == "relu" else y
-
-    return run
+        return self._held
 
 
 class TransposedConvolution(RowLocal):
