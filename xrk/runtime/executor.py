@@ -57,11 +57,9 @@ def _run_pass(
     for store in p.stores:
         if store.kind == "whole" and store.value in made:
             v = store.value
-            if v in outputs:
-                memory = torch.empty(v.shape, dtype=v.dtype, device=device)
-            else:
-                memory = layout(v, v.rows, device)
-            held[v] = memory
+            # An output goes to the caller, who expects a contiguous tensor.
+            plain = v in outputs
+            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device)
         stores.append(_KINDS[store.kind](store, held.get(store.value), device))
     states = {node: node.operator.begin() for node in p.segment.summaries}
     fixed: dict[Any, list[Any]] = {}

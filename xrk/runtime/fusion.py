@@ -5,7 +5,6 @@
 * nearest up-sampling, padding or pixel shuffle before a concatenation: written where its result belongs.
 """
 
-from xrk.kernels.convolution.conv2d import fold_batch_norm
 from xrk.runtime.graph import Graph, Node, Value
 from xrk.runtime.nodes_convolution import Convolution
 from xrk.runtime.nodes_elementwise import BatchNorm
@@ -42,9 +41,7 @@ def _fold_norms(graph: Graph) -> None:
     for node in list(graph.nodes):
         after = _only_reader(graph, readers, node.output) if isinstance(node, Convolution) else None
         if isinstance(after, BatchNorm):
-            mean, var, gamma, beta, eps = after.statistics
-            node.weight, node.bias = fold_batch_norm(node.weight, node.bias, mean, var, gamma, beta, eps)
-            node.folded = True
+            node.norm = after.statistics
             _replace(graph, after, node)
 
 

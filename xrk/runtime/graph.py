@@ -95,7 +95,11 @@ class Node:
         return 0
 
     def prepare(self) -> None:
-        """Whatever is done once per plan, before the first run; called once, the weights are there."""
+        """Whatever is done once per plan, before the first run."""
+
+    def adopt(self, other: "Node") -> None:
+        """What `prepare` does, with the weights that the same node of the network at another size has prepared."""
+        self.prepare()
 
 
 class RowLocal(Node, ABC):
@@ -176,9 +180,6 @@ class RowGlobal(ABC):
         """Output rows [r0, r1) from the same rows of the inputs. ``state`` may carry what a scan hands downwards."""
         raise NotImplementedError
 
-    def prepare(self) -> None:
-        """Whatever is done once per plan."""
-
     @property
     def state_bytes(self) -> int:
         """Bytes of the largest state."""
@@ -201,9 +202,6 @@ class Summarise(Node):
         self.operator = operator
         self.label = operator.label
         self._make(inputs, Value((), torch.float64) if output is None else output)
-
-    def prepare(self) -> None:
-        self.operator.prepare()
 
 
 class Apply(RowLocal):

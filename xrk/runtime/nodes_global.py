@@ -10,19 +10,15 @@ from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import Apply, RowGlobal, Summarise, Value
 from xrk.runtime.nodes_elementwise import BatchNorm
 from xrk.runtime.nodes_pooling import adaptive
-from xrk.runtime.rows import Rowwise, is_map
+from xrk.runtime.rows import Rowwise, channels_last, is_map
 
 __all__ = ["GroupNorm", "Reduction"]
 
 
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
+def _dense(x: torch.Tensor) -> torch.Tensor:
     """``x`` with the strides that the kernels ask for, also where a size of 1 leaves them open."""
-    n, c, h, w = x.shape
-    if x.stride() == (h * w * c, 1, w * c, c):
-        return x
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x.as_strided(x.shape, (h * w * c, 1, w * c, c))
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
+    _, c, h, w = x.shape
+    return channels_last(x).as_strided(x.shape, (h * w * c, 1, w * c, c))
 
 
 class GroupNorm(RowGlobal):
@@ -39,11 +35,11 @@ class GroupNorm(RowGlobal):
         return None
 
     def summarise(self, rows: list[torch.Tensor], r0: int, r1: int, state: Any) -> torch.Tensor:
-        band = group_norm_summarise(_channels_last(rows[0]), self.groups)
+        band = group_norm_summarise(_dense(rows[0]), self.groups)
         return band if state is None else group_norm_merge(state, band)
 
     def apply(self, rows: list[torch.Tensor], r0: int, r1: int, state: Any) -> torch.Tensor:
-        return group_norm_apply(_channels_last(rows[0]), state, self.weight, self.bias, self.eps, self.activation)
+        return group_norm_apply(_dense(rows[0]), state, self.weight, self.bias, self.eps, self.activation)
 
     @property
     def state_bytes(self) -> int:

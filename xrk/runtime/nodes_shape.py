@@ -49,7 +49,7 @@ class Padding(RowLocal):
         return a, b
 
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
-        left, right, top, bottom = self.pad
+        left, right, top, _ = self.pad
         h, x = self.inputs[0].rows, rows[0]
         first = 0 if self.whole_inputs else self.need(0, r0, r1)[0]
         if x is None:

@@ -1,4 +1,4 @@
-"""From a module, a shape and a budget to a plan: how many rows at a time, what is kept whole, and the bytes of it all."""
+"""From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -224,9 +224,13 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
             expected = module(x.clone())
         except Exception:
             continue  # too small for the network; the sizes grow
-        again = _graph(module, small, dtype, device, unknown)
+        again = capture(module, small, dtype, device, unknown)
+        fuse(again)
         if [n.label for n in again.nodes] != [n.label for n in graph.nodes]:
             continue  # it does other things on a smaller image
+        for node, prepared in zip(again.nodes, graph.nodes, strict=True):
+            node.home = device
+            node.adopt(prepared)
         passes = [schedule(s, max(1, size[0] // 3)) for s in cut(again)]
         found = again.structure(execute(again, passes, x))
         wanted, got = (torch.utils._pytree.tree_leaves(t) for t in (expected, found))

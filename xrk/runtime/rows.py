@@ -7,7 +7,7 @@ import torch
 
 from xrk.runtime.graph import RowLocal, Value
 
-__all__ = ["ROWS", "Rowwise", "Window", "clip", "is_map", "layout", "row_view"]
+__all__ = ["ROWS", "Rowwise", "Window", "channels_last", "clip", "is_map", "layout", "row_view"]
 
 
 def is_map(value: Any) -> bool:
@@ -33,9 +33,19 @@ def layout(value: Value, rows: int, device: torch.device) -> torch.Tensor:
     axis, shape = value.row_axis, value.band_shape(rows)
     order = [axis, *(i for i in range(len(shape)) if i != axis)]
     if len(shape) == 4 and axis == 2:
-        order = [2, 0, 3, 1]
+        order = [0, 2, 3, 1]
     memory = torch.empty([shape[i] for i in order], dtype=value.dtype, device=device)
     return memory.permute([order.index(i) for i in range(len(shape))])
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """``x`` itself, or a copy that is dense and channels-last, by its strides too where there is one channel."""
+    if x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    n, c, h, w = x.shape
+    if c == 1 and x.is_contiguous():
+        return x.as_strided(x.shape, (h * w, 1, w, 1))
+    return torch.empty((n, h, w, c), dtype=x.dtype, device=x.device).permute(0, 3, 1, 2).copy_(x)
 
 
 class Window:

@@ -246,9 +246,8 @@ class _Run:
             held = live
             for _, k, a, b in step.reads:
                 store = self.stores[k]
-                if store.kind == "ring" and (a + store.border) % store.capacity + b - a > store.capacity:
-                    held += store.value.bytes_of(b - a)
-                elif store.kind == "whole" and (a < 0 or b > store.value.rows):
+                around = store.kind == "ring" and (a + store.border) % store.capacity + b - a > store.capacity
+                if around or (store.kind == "whole" and (a < 0 or b > store.value.rows)):
                     held += store.value.bytes_of(b - a)
             if isinstance(node, RowLocal):
                 store = self.stores[step.store]
