@@ -4,9 +4,10 @@
     clean = xrk.enhance(frame)          # the same kind of array, shape and dtype
     xrk.enhance_file("in.tif", "out.tif")
 
-`enhance` and `enhance_file` are the front door; `load` and `list_models` give the networks, `plan` runs any network within a
-memory budget, `estimate_noise` and `NoiseModel` tell the noise of a detector, `info` what runs here. `io` reads and writes files, `metrics` compares images,
-`kernels` holds the operators. Everything raised on purpose is in `errors`.
+`enhance` and `enhance_file` are the front door; `load` and `list_models` give the networks, `plan` runs any network
+within a memory budget, `estimate_noise` and `NoiseModel` tell the noise of a detector, `info` what runs here. `io`
+reads and writes files, `metrics` compares images, `kernels` holds the operators. Everything raised on purpose is in
+`errors`.
 """
 
 import importlib

@@ -17,7 +17,8 @@ __all__ = ["Convolution", "TransposedConvolution"]
 class Convolution(RowLocal):
     """A convolution with zeros around the image, and what may follow it at once.
 
-    act(norm(conv(x) + bias) + residual); `fusion` sets `norm` and `activation` and appends the residual as a second input.
+    act(norm(conv(x) + bias) + residual); `fusion` sets `norm` and `activation` and makes the residual
+    a second input.
     """
 
     label = "aten::conv2d"
@@ -53,7 +54,7 @@ class Convolution(RowLocal):
     def prepare(self) -> None:
         weight, bias = self.weight, self.bias
         if self.norm is not None:
-            weight, bias = fold_batch_norm(weight, bias, *self.norm)
+            weight, bias = _folded(weight, bias, self.norm)
         x, dtype = self.inputs[0], self.output.dtype
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         usual = (*x.shape[:2], min(x.rows + 2 * self.border, self.window.extent + 15 * self.stride[0]), x.shape[3])
@@ -76,6 +77,18 @@ class Convolution(RowLocal):
     @property
     def weight_bytes(self) -> int:
         return self._held
+
+
+def _folded(weight: torch.Tensor, bias: torch.Tensor | None, norm: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    """`fold_batch_norm`, some output channels at a time: it makes float64 copies, which would be the plan's peak."""
+    *vectors, eps = norm
+    new_weight, new_bias = torch.empty_like(weight), torch.empty(len(weight), dtype=weight.dtype, device=weight.device)
+    each = max(1, (1 << 18) // weight[0].numel())
+    for i in range(0, len(weight), each):
+        part = slice(i, i + each)
+        known = (None if t is None else t[part] for t in (bias, *vectors))
+        new_weight[part], new_bias[part] = fold_batch_norm(weight[part], *known, eps)
+    return new_weight, new_bias
 
 
 class TransposedConvolution(RowLocal):

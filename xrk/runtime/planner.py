@@ -27,6 +27,10 @@ BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4
 
 MIB = 1 << 20
 
+# What a process takes for its first plan beside the tensors: pages of code, oneDNN's kernels and their scratch.
+BACKEND = 30 * MIB
+STEP = 400  # bytes of one step of the order, with its tuples
+
 
 @dataclass
 class Plan:
@@ -184,6 +188,8 @@ class _Sized:
 
     def _see(self, weights: int, held: dict[Value, int], outputs: set[Value], here: dict[str, int]) -> None:
         parts = {
+            "backend's first calls": BACKEND,
+            "order of steps": STEP * sum(len(p.steps) for p in self.passes),
             "prepared weights": weights,
             "output": sum(size for v, size in held.items() if v in outputs),
             "maps kept whole": sum(size for v, size in held.items() if v not in outputs),
