@@ -54,13 +54,19 @@ def _run_pass(
     device = next(t.device for t in held.values() if isinstance(t, torch.Tensor))
     made = set(p.segment.whole)
     stores: list[_Memory] = []
+    # One block for all line buffers: freed bands between many small ones would leave holes in the heap.
+    block, at = torch.empty(p.line_bytes, dtype=torch.uint8, device=device), 0
     for store in p.stores:
         if store.kind == "whole" and store.value in made:
             v = store.value
             # An output goes to the caller, who expects a contiguous tensor.
             plain = v in outputs
             held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device)
-        stores.append(_KINDS[store.kind](store, held.get(store.value), device))
+        memory = held.get(store.value)
+        if store.kind in ("line", "ring"):
+            memory = layout(store.value, store.capacity, device, block[at : at + store.bytes])
+            at += store.reserved
+        stores.append(_KINDS[store.kind](store, memory, device))
     states = {node: node.operator.begin() for node in p.segment.summaries}
     fixed: dict[Any, list[Any]] = {}
     for node in (*p.segment.nodes, *p.segment.summaries):
@@ -98,7 +104,7 @@ class _Memory:
 
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
         self.axis, self.border, self.rows = store.value.row_axis, store.border, store.value.rows
-        self.value, self.device = store.value, device
+        self.value, self.device, self.memory = store.value, device, memory
 
     def read(self, a: int, b: int) -> torch.Tensor:
         raise NotImplementedError
@@ -139,7 +145,6 @@ class _Line(_Memory):
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(store, memory, device)
         self.capacity = store.capacity
-        self.memory = layout(store.value, store.capacity, device)
         self.first = self.end = -store.border
 
     def read(self, a: int, b: int) -> torch.Tensor:
@@ -174,7 +179,6 @@ class _Ring(_Memory):
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(store, memory, device)
         self.capacity = store.capacity
-        self.memory = layout(store.value, store.capacity, device)
 
     def _parts(self, a: int, b: int) -> list[torch.Tensor]:
         at, count = (a + self.border) % self.capacity, b - a
@@ -211,11 +215,6 @@ class _Ring(_Memory):
 
 class _Whole(_Memory):
     """All rows."""
-
-    def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
-        super().__init__(store, memory, device)
-        assert memory is not None
-        self.memory = memory
 
     def read(self, a: int, b: int) -> torch.Tensor:
         if a >= 0 and b <= self.rows:

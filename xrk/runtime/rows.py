@@ -25,8 +25,10 @@ def row_view(tensor: torch.Tensor, axis: int, a: int, b: int) -> torch.Tensor:
     return tensor if a == 0 and b == tensor.shape[axis] else tensor.narrow(axis, a, b - a)
 
 
-def layout(value: Value, rows: int, device: torch.device) -> torch.Tensor:
+def layout(value: Value, rows: int, device: torch.device, memory: torch.Tensor | None = None) -> torch.Tensor:
     """Memory for a band of ``value``, row after row; channels-last within the rows of a map.
+
+    ``memory``: bytes to use, as many as the band has; by default new ones.
 
     A map of one channel has the strides of channels-last too, so that no operator takes it for the other layout.
     """
@@ -34,8 +36,10 @@ def layout(value: Value, rows: int, device: torch.device) -> torch.Tensor:
     order = [axis, *(i for i in range(len(shape)) if i != axis)]
     if len(shape) == 4 and axis == 2:
         order = [0, 2, 3, 1]
-    memory = torch.empty([shape[i] for i in order], dtype=value.dtype, device=device)
-    return memory.permute([order.index(i) for i in range(len(shape))])
+    sizes = [shape[i] for i in order]
+    made = torch.empty(sizes, dtype=value.dtype, device=device) if memory is None else None
+    made = memory.view(value.dtype).view(sizes) if made is None else made
+    return made.permute([order.index(i) for i in range(len(shape))])
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:

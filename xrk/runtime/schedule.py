@@ -37,6 +37,11 @@ class Store:
             return 0
         return self.value.bytes if self.kind == "whole" else self.value.bytes_of(self.capacity)
 
+    @property
+    def reserved(self) -> int:
+        """`bytes`, rounded up to whole cache lines."""
+        return -(-self.bytes // 64) * 64
+
 
 @dataclass(slots=True)
 class Step:
@@ -77,7 +82,7 @@ class Pass:
     @property
     def line_bytes(self) -> int:
         """Bytes of the memory that keeps rows from band to band."""
-        return sum(s.bytes for s in self.stores if s.kind in ("line", "ring"))
+        return sum(s.reserved for s in self.stores if s.kind in ("line", "ring"))
 
 
 def schedule(segment: Segment, band: int, least: int = 1) -> Pass:
