@@ -133,7 +133,9 @@ class Call:
         if isinstance(like, torch.Tensor):
             return self.add(Plain(self.name, self.runner(), self.values, Value(tuple(like.shape), like.dtype)))
         if not isinstance(like, list | tuple) or not all(isinstance(t, torch.Tensor) for t in like):
-            raise InputError(f"The operator {self.name} gives {type(like).__name__}, which a plan cannot hold.")
+            raise InputError(
+                f"The network reads a number that it computes ({self.name}) and decides by it; a plan cannot."
+            )
         whole = self.add(Plain(self.name, self.runner(), self.values, Value((), torch.float64)))
         picks = []
         for i, t in enumerate(like):

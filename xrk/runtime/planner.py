@@ -155,10 +155,9 @@ def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, froz
     for b, least in bands:
         yield b, least, frozenset()
     outputs = set(graph.outputs)
-    kept = frozenset(v for s in cut(graph) for v in s.whole if v not in outputs)
-    if kept:
+    if any(v not in outputs for s in cut(graph) for v in s.whole):
         for b, least in bands:
-            yield b, least, kept
+            yield b, least, frozenset(n.output for n in graph.nodes)
 
 
 class _Sized:

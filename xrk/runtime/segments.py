@@ -113,10 +113,11 @@ class _Attempt:
             v = node.output
             if v not in needed or v in self.held or not isinstance(node, RowLocal):
                 continue
-            segment.nodes.append(node)
             if v in self.made and v not in self.again and v not in self.kept:
                 self.kept.add(v)
                 self.changed = True
+                continue  # what it is made of is not needed again
+            segment.nodes.append(node)
             if v in self.kept:
                 whole[v] = None
             for i, u in enumerate(node.inputs):
