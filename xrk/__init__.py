@@ -4,9 +4,10 @@
     clean = xrk.enhance(frame)          # the same kind of array, shape and dtype
     xrk.enhance_file("in.tif", "out.tif")
 
-`enhance` and `enhance_file` are the front door; `load` and `list_models` give the networks, `estimate_noise` and
-`NoiseModel` the noise of a detector, `info` what runs here. `io` reads and writes files, `metrics` compares images,
-`kernels` holds the operators. Everything raised on purpose is in `errors`.
+`enhance` and `enhance_file` are the front door; `load` and `list_models` give the networks, `plan` runs any network
+within a memory budget, `estimate_noise` and `NoiseModel` tell the noise of a detector, `info` what runs here. `io`
+reads and writes files, `metrics` compares images, `kernels` holds the operators. Everything raised on purpose is in
+`errors`.
 """
 
 import importlib
@@ -45,6 +46,7 @@ _HOME = {
     "info": "environment",
     "list_models": "loading",
     "load": "loading",
+    "plan": "planning",
 }
 _MODULES = ("errors", "io", "kernels", "metrics")
 
@@ -62,6 +64,7 @@ __all__ = [
     "list_models",
     "load",
     "metrics",
+    "plan",
 ]
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from xrk.environment import info
     from xrk.loading import Model, list_models, load
     from xrk.noise import NoiseModel, estimate_noise
+    from xrk.planning import plan
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,71 @@
+"""`xrk.plan`: any network on images of one size, band by band, within a memory budget."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from xrk import loading
+from xrk.errors import InputError, InputTypeError
+from xrk.runtime.planner import Plan, make_plan
+
+__all__ = ["Plan", "plan"]
+
+
+def plan(
+    model: str | os.PathLike[str] | loading.Model | nn.Module,
+    shape: Sequence[int],
+    memory: int | str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    unknown: str = "refuse",
+) -> Plan:
+    """Plans how a network runs on images of one size: nothing runs yet but a check on a small image.
+
+    The result of a plan equals the module on the whole image but for the rounding of sums, whatever the budget.
+
+    Args:
+        model: a name that `xrk.list_models` knows, the path of a checkpoint, what `xrk.load` gave, or any
+            ``nn.Module`` in eval mode that takes a (1, C, H, W) tensor. A module is never changed or moved.
+        shape: (H, W), the network's own channels are then assumed; or (C, H, W) or (1, C, H, W).
+        memory: the most memory to take, bytes or a text such as "512MiB", counted from the call of `plan` on: prepared
+            weights, line buffers, scratch, maps that are kept whole and the output, not the caller's input. The plan
+            then depends on model, shape, dtype, device and versions only. None: the fastest plan that fits what is
+            free.
+        device: "cpu", "cuda", "cuda:1"; by default where the module lies.
+        dtype: of the input and the computation; by default the module's.
+        unknown: an operator that is not known is refused by its name ("refuse"), or run on whole maps ("whole").
+
+    Returns:
+        A `Plan`: ``plan.run(x)`` takes the (1, C, H, W) tensor and returns what the module returns,
+        ``plan.peak_bytes`` is the most memory it will take, ``print(plan)`` shows what goes where.
+
+    Raises:
+        InputError: a shape that the network cannot take, a module in training mode, an unknown operator.
+        MemoryBudgetError: no plan fits; the message names the smallest that does. InputTypeError: another kind of
+        model. DeviceError: the device is not there. ModelNotFoundError, CheckpointError, CheckpointFileError: see
+        `xrk.load`.
+    """
+    if isinstance(model, str | os.PathLike):
+        model = loading.load(model)
+    module = model.module if isinstance(model, loading.Model) else model
+    if not isinstance(module, nn.Module):
+        raise InputTypeError(
+            f"The model is a {type(module).__name__}; expected a name, a path, what xrk.load gave, or a torch module."
+        )
+    return make_plan(module, _full_shape(module, shape), memory, device, dtype, unknown)
+
+
+def _full_shape(module: nn.Module, shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except (TypeError, ValueError):
+        sizes = ()
+    if len(sizes) not in (2, 3, 4):
+        raise InputError(f"shape={shape!r}; expected (H, W), (C, H, W) or (1, C, H, W).")
+    if len(sizes) == 2:
+        first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+        sizes = (1 if first is None else first.in_channels, *sizes)
+    return sizes if len(sizes) == 4 else (1, *sizes)

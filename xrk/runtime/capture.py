@@ -1,0 +1,348 @@
+"""A plain ``nn.Module`` as a `Graph`, at one concrete image size.
+
+The module is called once with a tensor that has a shape and no data, and every operator that it calls is taken down
+at the highest level (`conv2d`, not what it is made of). Sizes are concrete, so whatever the module computes from
+``x.shape`` is a plain number. Nothing but the shapes is computed, and no part of torch is imported that inference does
+not need anyway: torch.export and the meta device would load the compiler, 150 MiB of the caller's budget.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from xrk.errors import InputError, InputTypeError
+from xrk.runtime.graph import Graph, Node, Plain, Value
+
+__all__ = ["Call", "capture", "register"]
+
+Handler = Callable[["Call"], Any]
+_handlers: dict[str, Handler] = {}
+
+# Operators that may hand back memory of their input without saying so in their schema.
+_MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::to", "aten::flatten", "aten::dropout", "aten::type_as"}
+
+# Operators that may make a map of a small vector; every other one on small values is run as it is.
+_SPREADING = {
+    "aten::expand",
+    "aten::upsample_nearest2d",
+    "aten::_upsample_nearest_exact2d",
+    "aten::upsample_bilinear2d",
+    "aten::upsample_bicubic2d",
+}
+
+
+def register(*names: str) -> Callable[[Handler], Handler]:
+    """Says how an operator becomes nodes: ``@register("aten::relu")`` on a function of a `Call`.
+
+    It returns the `Value` (or the list of them) that the operator gives, or None where it cannot: then the operator is
+    taken apart if torch knows how, and is unknown if not. Works in place are taken down as the plain operator.
+    """
+
+    def keep(handler: Handler) -> Handler:
+        for name in names:
+            _handlers[name] = handler
+        return handler
+
+    return keep
+
+
+class Call:
+    """One call of an operator while a network is captured.
+
+    ``call["name"]`` is an argument by its name in the operator's schema, defaults filled in: a `Value` where the
+    tensor is computed from the image, a tensor where it is known (weights), or a plain object.
+
+    Attributes:
+        name: "aten::conv2d". func: the overload. arguments: name -> what was passed.
+    """
+
+    def __init__(self, tracer: "_Tracer", func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.name: str = func._schema.name
+        self.func = func
+        self.arguments: dict[str, Any] = {}
+        self._tracer = tracer
+        for i, a in enumerate(func._schema.arguments):
+            if i < len(args) and not a.kwarg_only:
+                self.arguments[a.name] = args[i]
+            elif a.name in kwargs:
+                self.arguments[a.name] = kwargs[a.name]
+            elif a.has_default_value():
+                self.arguments[a.name] = a.default_value
+        self._keyword_only = {a.name for a in func._schema.arguments if a.kwarg_only}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument that not every overload has."""
+        return self.arguments.get(name, default)
+
+    @property
+    def values(self) -> list[Value]:
+        """Its arguments that are computed from the image, in order, also from within lists."""
+        return [a for a in pytree.tree_leaves(self.arguments) if isinstance(a, Value)]
+
+    def runner(self) -> Callable[[list[Any]], Any]:
+        """A function that runs the operator with the tensors it is given in the place of `values`."""
+        leaves, spec = pytree.tree_flatten(self.arguments)
+        slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Value)]
+        func, keyword_only = self.func, self._keyword_only
+
+        def run(tensors: list[Any]) -> Any:
+            filled = list(leaves)
+            for slot, tensor in zip(slots, tensors, strict=True):
+                filled[slot] = tensor
+            arguments = pytree.tree_unflatten(filled, spec)
+            positional = [a for name, a in arguments.items() if name not in keyword_only]
+            return func(*positional, **{n: a for n, a in arguments.items() if n in keyword_only})
+
+        return run
+
+    def probe(self, rows: int = 1) -> Any:
+        """What the operator gives for zeros, a single row where there is a row axis."""
+        device = self._tracer.device
+        zeros = []
+        for v in self.values:
+            shape = v.shape if v.row_axis is None else v.band_shape(min(rows, v.rows))
+            zeros.append(torch.zeros(shape, dtype=v.dtype, device=device))
+        return self.runner()(zeros)
+
+    def add(self, node: Node) -> Value:
+        """Takes down a node; returns its output."""
+        self._tracer.nodes.append(node)
+        return node.output
+
+    def then(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """What another operator gives, for a handler that takes one apart; ``func`` must be known."""
+        result = self._tracer._handle(Call(self._tracer, func, args, kwargs))
+        if result is None:
+            raise InputError(self._tracer._unknown_message(func._schema.name))
+        return result
+
+    def constant(self, tensor: torch.Tensor, row_axis: int | None = None) -> Value:
+        """A known tensor as a value."""
+        return Value(tuple(tensor.shape), tensor.dtype, row_axis, constant=tensor)
+
+    def plain(self, output: Any = None) -> Value | list[Value]:
+        """The operator run once on whole tensors; ``output``: tensors of the right shapes, by default from a probe."""
+        like = self.probe() if output is None else output
+        if isinstance(like, torch.Tensor):
+            return self.add(Plain(self.name, self.runner(), self.values, Value(tuple(like.shape), like.dtype)))
+        if not isinstance(like, list | tuple) or not all(isinstance(t, torch.Tensor) for t in like):
+            raise InputError(
+                f"The network reads a number that it computes ({self.name}) and decides by it; a plan cannot."
+            )
+        whole = self.add(Plain(self.name, self.runner(), self.values, Value((), torch.float64)))
+        picks = []
+        for i, t in enumerate(like):
+            output = Value(tuple(t.shape), t.dtype)
+            picks.append(self.add(Plain(self.name, lambda given, i=i: given[0][i], [whole], output)))
+        return picks
+
+
+class _Group:
+    """The tensors that share one memory; `version` counts the writes to it."""
+
+    version = 0
+
+
+class _Symbol(torch.Tensor):
+    """A tensor of the caller's device with a shape and no data, standing for a `Value`."""
+
+    value: Value
+    group: _Group
+    version: int
+
+    @staticmethod
+    def __new__(cls, value: Value, device: torch.device, group: _Group) -> "_Symbol":
+        symbol = torch.Tensor._make_wrapper_subclass(
+            cls, value.shape, strides=_strides(value), dtype=value.dtype, device=device, requires_grad=False
+        )
+        symbol.value, symbol.group, symbol.version = value, group, group.version
+        return symbol
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise InputError(f"The network calls {func} outside its forward pass; it cannot be captured.")
+
+
+def _strides(value: Value) -> tuple[int, ...]:
+    """Channels-last for a map, and row-major for all else."""
+    order = list(range(len(value.shape)))
+    if len(order) == 4 and value.row_axis == 2:
+        order = [0, 2, 3, 1]
+    strides, step = [0] * len(order), 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= max(value.shape[axis], 1)
+    return tuple(strides)
+
+
+class _Tracer(TorchDispatchMode):
+    def __init__(self, device: torch.device, unknown: str) -> None:
+        super().__init__()
+        self.device = device
+        self.unknown = unknown
+        self.nodes: list[Node] = []
+        self.failure: Exception | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Torch would load its compiler to keep it away from this mode.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return args[0].device if not isinstance(args[0], _Symbol) else self.device
+        symbols = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, _Symbol)]
+        if not symbols:
+            return func(*args, **kwargs)  # a constant of the network: known now
+        try:
+            return self._take_down(func, args, kwargs, symbols)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _take_down(self, func: Any, args: Any, kwargs: Any, symbols: list[_Symbol]) -> Any:
+        name = func._schema.name
+        for s in symbols:
+            if s.version != s.group.version:
+                raise InputError(
+                    f"The network calls {name} on a tensor that was written to through another view of it; "
+                    "write the step without working in place."
+                )
+        values = pytree.tree_map(lambda a: a.value if isinstance(a, _Symbol) else a, (args, kwargs))
+        plain_func = _without_writing(func)
+        if plain_func is None:
+            raise InputError(self._unknown_message(name, "it writes in place"))
+        call = Call(self, plain_func, *values)
+        result = self._handle(call)
+        if result is None:
+            if plain_func is func and func._can_decompose():
+                with self:
+                    return func.decompose(*args, **kwargs)
+            if self.unknown != "whole":
+                raise InputError(self._unknown_message(call.name))
+            result = _whole(call)
+        if plain_func is not func:
+            target = symbols[0]
+            target.value = result
+            target.group.version += 1
+            target.version = target.group.version
+            return target
+        views = any(r.alias_info is not None for r in func._schema.returns) or name in _MAY_ALIAS
+        inputs = {s.value: s.group for s in symbols}
+
+        def wrap(v: Any) -> Any:
+            if not isinstance(v, Value):
+                return v
+            group = symbols[0].group if views else inputs.get(v) or _Group()
+            return _Symbol(v, self.device, group)
+
+        return pytree.tree_map(wrap, result)
+
+    def _handle(self, call: Call) -> Any:
+        if all(v.row_axis is None for v in call.values):
+            if any(_is_large(v) for v in call.values):
+                return _whole(call)
+            made = _handlers[call.name](call) if call.name in _SPREADING else None
+            return call.plain() if made is None else made
+        handler = _handlers.get(call.name)
+        return None if handler is None else handler(call)
+
+    def _unknown_message(self, name: str, why: str = "") -> str:
+        reason = f" ({why})" if why else ""
+        return (
+            f"The network calls {name}{reason}, which xrk cannot run in bands of rows; "
+            'pass unknown="whole" to run such operators on whole maps (memory grows with the image), '
+            "or write the step with known operators."
+        )
+
+
+_LARGE = 1 << 20
+
+
+def _is_large(value: Value) -> bool:
+    return value.bytes > _LARGE
+
+
+def _whole(call: Call) -> Any:
+    """An operator on whole tensors whose shapes are found without computing it: this loads torch's shape functions."""
+    metas = [torch.empty(v.shape, dtype=v.dtype, device="meta") for v in call.values]
+    like = pytree.tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, call.arguments)
+    shadow = Call(call._tracer, call.func, (), {})
+    shadow.arguments = like
+    result = shadow.runner()(metas)
+    made = call.plain(result)
+    for v in made if isinstance(made, list) else [made]:
+        if len(v.shape) == 4 and v.shape[0] == 1:
+            v.row_axis = 2
+    return made
+
+
+def _without_writing(func: Any) -> Any:
+    """The operator itself; the plain form of one that works in place on its first argument; else None."""
+    if not func._schema.is_mutable:
+        return func
+    name = func._schema.name.split("::")[1]
+    first = func._schema.arguments[0]
+    writes = [a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    if not name.endswith("_") or name in ("copy_", "fill_", "zero_") or writes != [first]:
+        return None
+    packet = getattr(getattr(torch.ops, func.namespace), name[:-1], None)
+    return getattr(packet, func._overloadname, None) if packet is not None else None
+
+
+def capture(
+    module: nn.Module, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, unknown: str
+) -> Graph:
+    """The graph of ``module`` for an input of ``shape`` (1, C, H, W).
+
+    Args:
+        module: in eval mode; it is called once, without data, and left as it is.
+        dtype, device: of the input.
+        unknown: "refuse" an operator that is not known, or run it "whole".
+
+    Raises:
+        InputError: an operator is unknown, the network decides by what it computes, or refuses the shape.
+        InputTypeError: it returns something other than tensors.
+    """
+    from xrk.runtime import handlers  # noqa: F401  (they register themselves)
+
+    x = Value(tuple(shape), dtype, row_axis=2)
+    tracer = _Tracer(device, unknown)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        symbol = _Symbol(x, device, _Group())
+        try:
+            with tracer:
+                result = module(symbol)
+        except (InputError, InputTypeError):
+            raise
+        except Exception as error:
+            if isinstance(tracer.failure, InputError | InputTypeError):
+                raise tracer.failure from None
+            raise InputError(
+                f"The network {type(module).__name__} cannot take an input of shape {tuple(shape)}, or decides by "
+                f"what it computes: {error} ({type(error).__name__})."
+            ) from error
+    leaves, spec = pytree.tree_flatten(result)
+    outputs = []
+    for leaf in leaves:
+        if not isinstance(leaf, torch.Tensor):
+            raise InputTypeError(
+                f"The network {type(module).__name__} returns a {type(leaf).__name__}; expected tensors only."
+            )
+        if isinstance(leaf, _Symbol):
+            outputs.append(leaf.value)
+        else:
+            outputs.append(Value(tuple(leaf.shape), leaf.dtype, constant=leaf))
+    graph = Graph(x, tracer.nodes, outputs, lambda tensors: pytree.tree_unflatten(tensors, spec))
+    graph.prune()
+    return graph

@@ -1,0 +1,19 @@
+"""Every operator that is known: importing this registers them."""
+
+from xrk.runtime import (
+    nodes_convolution,
+    nodes_elementwise,
+    nodes_global,
+    nodes_interpolation,
+    nodes_pooling,
+    nodes_shape,
+)
+
+__all__ = [
+    "nodes_convolution",
+    "nodes_elementwise",
+    "nodes_global",
+    "nodes_interpolation",
+    "nodes_pooling",
+    "nodes_shape",
+]

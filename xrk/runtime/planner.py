@@ -1,0 +1,290 @@
+"""From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from xrk.errors import InputError, InputTypeError, MemoryBudgetError
+from xrk.runtime.budget import parse_memory
+from xrk.runtime.capture import capture
+from xrk.runtime.device import describe_device, module_on, resolve_device
+from xrk.runtime.executor import execute
+from xrk.runtime.fusion import fuse
+from xrk.runtime.graph import Graph, RowLocal, Value
+from xrk.runtime.schedule import Pass, schedule
+from xrk.runtime.segments import cut
+from xrk.runtime.whole import _exact
+
+__all__ = ["BANDS", "Plan", "make_plan"]
+
+# The ladder, fastest first: bands that stay in cache and are high enough for a convolution to be quick.
+# With the rows at a time goes the fewest rows of a small map that are made at once (see `schedule`).
+BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
+
+MIB = 1 << 20
+
+# What a process takes for its first plan beside the tensors: pages of code, oneDNN's kernels and their scratch.
+BACKEND = 38 * MIB
+STEP = 400  # bytes of one step of the order, with its tuples
+
+
+@dataclass
+class Plan:
+    """How a network is run on images of one shape; made by `xrk.plan`.
+
+    Attributes:
+        shape: (1, C, H, W) of the input.
+        dtype, device: of the input.
+        band: rows at a time, counted where the network has the most rows.
+        peak_bytes: the most memory that making and running the plan takes, the caller's input not counted.
+        parts: bytes by part at the moment of the peak.
+        arithmetic: products relative to the whole image, 1.0 unless the budget forces maps to be made again.
+        checked: whether the captured graph was compared with the module, and on which size.
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    device: torch.device
+    band: int
+    peak_bytes: int
+    parts: dict[str, int]
+    arithmetic: float
+    checked: str
+    budget: int | None
+    _graph: Graph = field(repr=False)
+    _passes: list[Pass] = field(repr=False)
+
+    def run(self, x: torch.Tensor, progress: Callable[[int, int], Any] | None = None) -> Any:
+        """What the module gives for ``x``, from the same bytes the same bytes.
+
+        Args:
+            x: of the plan's shape, dtype and device; it is not written to.
+            progress: called with (steps done, steps) about a hundred times; what it raises ends the run, and nothing
+                of it stays.
+
+        Raises:
+            InputError: another shape, dtype or device. InputTypeError: no tensor.
+        """
+        if not isinstance(x, torch.Tensor):
+            raise InputTypeError(f"The plan was given a {type(x).__name__}; expected a torch tensor of {self.shape}.")
+        if tuple(x.shape) != self.shape:
+            raise InputError(f"The plan is for the shape {self.shape}, got {tuple(x.shape)}; make another plan.")
+        if x.dtype != self.dtype or x.device != self.device:
+            raise InputError(
+                f"The plan is for {_name(self.dtype)} on {self.device}, got {_name(x.dtype)} on {x.device}."
+            )
+        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _exact():
+            outputs = execute(self._graph, self._passes, x, progress)
+        return self._graph.structure(outputs)
+
+    def __str__(self) -> str:
+        lines = [
+            f"plan for {' x '.join(map(str, self.shape))}, {_name(self.dtype)}, on {describe_device(self.device)}",
+            f"  bands of {self.band} rows, {len(self._passes)} segment{'s' * (len(self._passes) != 1)}, "
+            f"arithmetic {self.arithmetic:.2f}x of the whole image",
+        ]
+        for i, p in enumerate(self._passes, start=1):
+            kept = [s for s in p.stores if s.kind in ("line", "ring")]
+            lines.append(
+                f"  segment {i}: {len(p.segment.nodes)} operators, {sum(s.capacity for s in kept)} rows kept in "
+                f"{len(kept)} line buffers, {_mib(p.line_bytes)}"
+            )
+            if p.segment.summaries:
+                lines.append(f"    summarises {', '.join(sorted({n.label for n in p.segment.summaries}))}")
+            for v in p.segment.whole:
+                what = "output" if v in self._graph.outputs else "kept whole"
+                lines.append(f"    {what}: {' x '.join(map(str, v.shape))} on {self.device}, {_mib(v.bytes)}")
+        lines += [f"  {name}: {_mib(size)}" for name, size in self.parts.items()]
+        limit = "" if self.budget is None else f" of {_mib(self.budget)} allowed"
+        lines.append(f"  predicted peak: {_mib(self.peak_bytes)}{limit}")
+        lines.append(f"  {self.checked}")
+        return "\n".join(lines)
+
+
+def make_plan(
+    module: nn.Module,
+    shape: tuple[int, int, int, int],
+    memory: int | str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    unknown: str = "refuse",
+    band: int | None = None,
+) -> Plan:
+    """The plan for a module on images of ``shape`` (1, C, H, W); see `xrk.plan`. ``band`` forces the rows at a time."""
+    shape = _checked_shape(shape)
+    _check_module(module)
+    if unknown not in ("refuse", "whole"):
+        raise InputError(f'unknown={unknown!r}; expected "refuse" or "whole".')
+    if band is not None and (not isinstance(band, int) or isinstance(band, bool) or band < 1):
+        raise InputError(f"band={band!r}; expected a whole number of rows from 1 up.")
+    budget = parse_memory(memory)
+    own = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
+    where = resolve_device(device, None if own is None else own.device)
+    dtype = dtype or (torch.float32 if own is None else own.dtype)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputTypeError(f"dtype={dtype!r}; expected a floating-point torch dtype.")
+    module = module_on(module, where)
+    with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
+        graph = _graph(module, shape, dtype, where, unknown)
+        checked = _check(module, graph, shape, dtype, where, unknown)
+        best = None
+        for candidate in _candidates(graph, band):
+            sized = _Sized(graph, candidate)
+            if best is None or sized.peak < best.peak:
+                best = sized
+            if sized.peak <= (_free(where) if budget is None else budget):
+                best = sized
+                break
+        else:
+            if budget is not None:
+                raise MemoryBudgetError(
+                    f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
+                    f"{_mib(best.peak)}; expected at least memory={best.peak}."
+                )
+    return Plan(
+        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
+    )
+
+
+def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
+    bands = BANDS if band is None else ((band, 1),)
+    for b, least in bands:
+        yield b, least, frozenset()
+    outputs = set(graph.outputs)
+    if any(v not in outputs for s in cut(graph) for v in s.whole):
+        for b, least in bands:
+            yield b, least, frozenset(n.output for n in graph.nodes)
+
+
+class _Sized:
+    """A candidate with its passes and bytes."""
+
+    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]]) -> None:
+        self.band, least, again = candidate
+        self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
+        weights = sum(n.weight_bytes for n in graph.nodes)
+        outputs = set(graph.outputs)
+        held: dict[Value, int] = {}
+        self.peak = 0
+        self.parts: dict[str, int] = {}
+        for p in self.passes:
+            for node in p.segment.before:
+                held[node.output] = _held_bytes(node.output)
+                self._see(weights, held, outputs, {})
+            for v in p.segment.whole:
+                held[v] = v.bytes
+            for node in p.segment.summaries:
+                held[node.output] = max(_held_bytes(node.output), node.operator.state_bytes)
+            self._see(weights, held, outputs, {"line buffers": p.line_bytes, "bands and scratch": p.peak})
+            for v in p.segment.last_use:
+                held.pop(v, None)
+        once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
+        self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
+
+    def _see(self, weights: int, held: dict[Value, int], outputs: set[Value], here: dict[str, int]) -> None:
+        parts = {
+            "backend's first calls": BACKEND,
+            "order of steps": STEP * sum(len(p.steps) for p in self.passes),
+            "prepared weights": weights,
+            "output": sum(size for v, size in held.items() if v in outputs),
+            "maps kept whole": sum(size for v, size in held.items() if v not in outputs),
+            **here,
+        }
+        total = sum(parts.values())
+        if total > self.peak:
+            self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
+
+
+def _held_bytes(value: Value) -> int:
+    return value.bytes
+
+
+def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> Graph:
+    graph = capture(module, shape, dtype, device, unknown)
+    fuse(graph)
+    for node in graph.nodes:
+        node.home = device
+        node.prepare()
+    return graph
+
+
+def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:
+    """Compares a graph of the same network on a small image with the module itself; says which size."""
+    rows = [v.rows for n in graph.nodes for v in (n.output,) if v.row_axis is not None and v.rows > 1]
+    stride = max((round(shape[2] / r) for r in rows), default=1) or 1
+    sizes = []
+    for least in (2, 4, 8):
+        size = [min(s, -(-max(least * stride, 16) // stride) * stride + s % max(stride, 2)) for s in shape[2:]]
+        if size not in sizes:
+            sizes.append(size)
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes:
+        small = (*shape[:2], *size)
+        x = torch.rand(small, generator=generator, dtype=torch.float32).to(device, dtype)
+        try:
+            expected = module(x.clone())
+        except Exception:
+            continue  # too small for the network; the sizes grow
+        again = capture(module, small, dtype, device, unknown)
+        fuse(again)
+        if [n.label for n in again.nodes] != [n.label for n in graph.nodes]:
+            continue  # it does other things on a smaller image
+        for node, prepared in zip(again.nodes, graph.nodes, strict=True):
+            node.home = device
+            node.adopt(prepared)
+        passes = [schedule(s, max(1, size[0] // 3)) for s in cut(again)]
+        found = again.structure(execute(again, passes, x))
+        wanted, got = (torch.utils._pytree.tree_leaves(t) for t in (expected, found))
+        for w, g in zip(wanted, got, strict=True):
+            scale = w.abs().max().item()
+            error = (w - g).abs().max().item() if w.shape == g.shape else math.inf
+            if not error <= 1e-2 * scale + 1e-6 and math.isfinite(scale):
+                raise InputError(
+                    f"The plan of {type(module).__name__} does not give what the module gives: on an image of "
+                    f"{size[0]} x {size[1]} they differ by {error:g} where the largest value is {scale:g}. "
+                    "Does its forward pass keep a state or draw random numbers?"
+                )
+        return f"checked against the module on {size[0]} x {size[1]}"
+    return "not checked against the module: it takes no smaller image"
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that are free now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = dict(line.split(":", 1) for line in lines)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 1 << 62
+
+
+def _checked_shape(shape: Any) -> tuple[int, int, int, int]:
+    try:
+        sizes = tuple(int(s) for s in shape)
+    except (TypeError, ValueError):
+        sizes = ()
+    if len(sizes) != 4 or sizes[0] != 1 or min(sizes) < 1:
+        raise InputError(f"The shape is {shape!r}; expected (1, C, H, W), all from 1 up.")
+    return sizes
+
+
+def _check_module(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise InputTypeError(f"The network is a {type(module).__name__}; expected a torch.nn.Module.")
+    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+    if training:
+        raise InputError(f"The network is in training mode ({training[0]}); call .eval() on it first.")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.1f} MiB"
