@@ -4,6 +4,7 @@ The result is x + (net(n) - n) * (white - black), n = (x - black) / (white - bla
 network leaves alone stays as it is, in every dtype, to the last bit.
 """
 
+import math
 import os
 import platform
 import time
@@ -24,7 +25,7 @@ from xrk.noise import NoiseModel, estimate_noise
 from xrk.report import FrameReport, Report, residual_statistics
 from xrk.runtime.budget import parse_memory
 from xrk.runtime.device import describe_device, module_on, resolve_device
-from xrk.runtime.whole import run_whole
+from xrk.runtime.frames import ROWS, FrameRunner
 
 Levels = tuple[float, float]
 Progress = bool | Callable[[int, int], Any] | None
@@ -39,6 +40,7 @@ def enhance(
     mask: Any = None,
     memory: int | str | None = None,
     device: str | torch.device | None = None,
+    runtime: str = "bands",
     progress: Progress = None,
     report: bool = False,
 ) -> Any:
@@ -60,9 +62,14 @@ def enhance(
             outside what it knows.
         mask: nonzero where a pixel is invalid, bool or uint8, (H, W) or the image's shape. These pixels, NaN and Inf
             are filled from their surroundings for the network and come back as they were.
-        memory: the most memory to use, bytes or a text such as "2GiB". It is checked; frames are run whole for now,
-            and the streaming runtime that keeps to it comes next.
+        memory: the most memory that the call may take beside the image itself and the weights as loaded, bytes or a
+            text such as "2GiB": the result, the frame as the network sees it, and the plan's `peak_bytes` (see
+            `xrk.plan`) fit in it. By default the fastest plan that fits what is free. The result depends on it by no
+            more than the rounding of sums.
         device: "cpu", "cuda", "cuda:1"; by default the GPU that a tensor lies on, and else the CPU.
+        runtime: "bands" runs the network band by band, each row once (see `xrk.plan`); "whole" on the whole frame, as
+            the plain module: what the bands are tested against. A network with an operator that the runtime does not
+            know is run whole where no memory is named, and the report says so.
         progress: True for a bar, or a function that is called with (frames done, frames). What it raises ends the call.
         report: also return the `Report`.
 
@@ -76,14 +83,16 @@ def enhance(
     Raises:
         InputError: a shape or a value that cannot be used. InputTypeError: a kind or a dtype. ModelNotFoundError,
         CheckpointError, CheckpointFileError: see `xrk.load`. DeviceError: the device is not there. MemoryBudgetError:
-        the frame does not fit on the GPU.
+        no plan fits the budget (the message names the smallest), or the frame does not fit on the GPU.
     """
     started = time.perf_counter()
     incoming = arrays.accept(image)
-    job = _prepare(incoming, model, levels=levels, noise=noise, mask=mask, memory=memory, device=device)
-    result, frames = job.run(progress, statistics=bool(report))
+    job = _prepare(
+        incoming, model, levels=levels, noise=noise, mask=mask, memory=memory, device=device, runtime=runtime
+    )
+    result, frames, plan = job.run(progress, statistics=bool(report))
     handed_back = incoming.hand_back(result)
-    return (handed_back, job.report(frames, started)) if report else handed_back
+    return (handed_back, job.report(frames, plan, started)) if report else handed_back
 
 
 def enhance_file(
@@ -96,6 +105,7 @@ def enhance_file(
     mask: Any = None,
     memory: int | str | None = None,
     device: str | torch.device | None = None,
+    runtime: str = "bands",
     progress: Progress = None,
     dark: Any = None,
     flat: Any = None,
@@ -107,8 +117,8 @@ def enhance_file(
     Args:
         src: the file; its pages are a stack.
         dst: the file to write, whole or not at all; it may be ``src``.
-        model, levels, noise, memory, device, progress: as for `enhance`; levels that the file states are used if none
-            are given.
+        model, levels, noise, memory, device, runtime, progress: as for `enhance`; levels that the file states are used
+            if none are given.
         mask: as for `enhance`, or the path of an image that is nonzero where a pixel is invalid.
         dark, flat: dark frame and flat field in the file's units, (H, W) or stacks to be averaged, arrays or paths.
             The image becomes (I - D) * median(F - D) / (F - D) + median(D) first, in its dtype, and median(D) is the
@@ -154,11 +164,11 @@ def enhance_file(
         facts["mask"] = Path(mask).name
         mask = io.read(mask).array != 0
     job = _prepare(
-        incoming, model, levels=levels, noise=noise, mask=mask, memory=memory, device=device,
+        incoming, model, levels=levels, noise=noise, mask=mask, memory=memory, device=device, runtime=runtime,
         stated_levels=image.levels, invalid=invalid, offset=offset,
     )  # fmt: skip
-    result, frames = job.run(progress, statistics=True)
-    described = job.report(frames, started, facts, [f"{Path(src).name}: {note}." for note in image.notes])
+    result, frames, plan = job.run(progress, statistics=True)
+    described = job.report(frames, plan, started, facts, [f"{Path(src).name}: {note}." for note in image.notes])
     io.write(dst, result, like=image, report=described.to_dict(timing=False) if report else None)
     if preview is not None:
         picture.preview_png(preview, incoming.array, result, levels=job.levels)
@@ -177,6 +187,7 @@ def _prepare(
     mask: Any,
     memory: int | str | None,
     device: str | torch.device | None,
+    runtime: str,
     stated_levels: Levels | None = None,
     invalid: np.ndarray | None = None,
     offset: float | None = None,
@@ -189,6 +200,8 @@ def _prepare(
     if not (noise is None or isinstance(noise, NoiseModel) or (isinstance(noise, str) and noise == "off")):
         kind = InputError if isinstance(noise, str) else InputTypeError
         raise kind(f'noise={noise!r}; expected None (what the model asks for), an xrk.NoiseModel, or "off".')
+    if runtime not in ("bands", "whole"):
+        raise InputError(f'runtime={runtime!r}; expected "bands" or "whole".')
     budget = parse_memory(memory)
     where = resolve_device(device, incoming.device)
     known = levels if levels is not None else stated_levels
@@ -199,7 +212,7 @@ def _prepare(
         source = "unit range" if incoming.dtype.kind == "f" else "range of the dtype"
     if offset is None and levels is not None:
         offset = resolved[0]
-    return _Job(masked, _model(model), resolved, source, noise, offset, budget, where)
+    return _Job(masked, _model(model), resolved, source, noise, offset, budget, where, runtime)
 
 
 def _model(model: Any) -> loading.Model:
@@ -266,18 +279,35 @@ class _Job:
     offset: float | None  # counts without exposure, where the caller knows them
     memory: int | None
     device: torch.device
+    runtime: str
 
-    def run(self, progress: Progress, *, statistics: bool) -> tuple[np.ndarray, list[FrameReport]]:
+    def run(self, progress: Progress, *, statistics: bool) -> tuple[np.ndarray, list[FrameReport], str]:
         image = self.image.image
         result = np.empty(image.shape, image.dtype)
         stack = result if result.ndim == 3 else result[None]
         described = []
         with _told(progress, image.frames) as tell:
-            network = _Network(self.model, self.device)
+            network = _Network(self.model, self.device, image.shape[-2:], self.memory, self._beside(), self.runtime)
             for i in range(image.frames):
                 described.append(self._frame(i, network, stack[i], statistics))
                 tell(i + 1, image.frames)
-        return result, described
+        return result, described, network.run.description
+
+    def _beside(self) -> int:
+        """Bytes that the call holds beside what the network's plan counts: at most this, whatever the frame."""
+        image = self.image.image
+        height, width = image.shape[-2:]
+        multiple = self.model.card.size_multiple
+        padded = (-(-height // multiple) * multiple) * (-(-width // multiple) * multiple)
+        pixels, item = height * width, image.dtype.itemsize
+        held = item * math.prod(image.shape) + 4 * pixels  # the result, the frame as the network sees it
+        if padded != pixels:
+            held += 4 * padded
+        if not isinstance(image.array, np.ndarray) or not image.array.flags.c_contiguous or not image.dtype.isnative:
+            held += 2 * item * pixels
+        if self.image.masks or image.dtype.kind == "f":
+            held += (2 + item) * pixels
+        return held + 64 * ROWS * width  # what is worked on at a time, in float64
 
     def _frame(self, i: int, network: "_Network", out: np.ndarray, statistics: bool) -> FrameReport:
         """Enhances frame ``i`` into ``out`` (H, W)."""
@@ -287,12 +317,16 @@ class _Job:
             return FrameReport(None, 0, frame.size, None)
         filled = frame if invalid is None else radiograph.fill(frame, invalid)
         noise = self._noise(filled, invalid)
-        before, after, scale = _changes(filled, network, self.levels, noise)
-        if invalid is not None:
-            after[invalid] = before[invalid]
+        domain = _domain(network.card.domain, self.levels, noise)
+        seen = domain.before(filled)
         swapped = not out.dtype.isnative
         native = np.empty_like(frame) if swapped else out.view(frame.dtype)
-        clipped = radiograph.apply_residual(filled, before, after, scale, native, torch.get_num_threads())
+        clipped, threads = 0, torch.get_num_threads()
+        for rows, answer in network(seen):
+            before, after = domain.change(filled[rows], seen[rows], answer)
+            if invalid is not None:
+                after[invalid[rows]] = before[invalid[rows]]
+            clipped += radiograph.apply_residual(filled[rows], before, after, domain.scale, native[rows], threads)
         residual = residual_statistics(filled, native, noise, invalid) if statistics else None
         if invalid is not None:
             native[invalid] = frame[invalid]
@@ -309,7 +343,12 @@ class _Job:
         return estimate_noise(frame, self.offset, mask=invalid)
 
     def report(
-        self, frames: list[FrameReport], started: float, file: dict[str, Any] | None = None, notes: Iterable[str] = ()
+        self,
+        frames: list[FrameReport],
+        plan: str,
+        started: float,
+        file: dict[str, Any] | None = None,
+        notes: Iterable[str] = (),
     ) -> Report:
         card, image = self.model.card, self.image.image
         warnings = list(notes)
@@ -318,8 +357,6 @@ class _Job:
         for i, frame in enumerate(frames):
             if not isinstance(self.noise, NoiseModel) and frame.noise is not None and frame.noise["gain"] == 0.0:
                 warnings.append(f"Frame {i}: no quantum noise was found; {frame.noise['source']}.")
-        if self.memory is not None:
-            warnings.append("The memory budget was not kept: frames are run whole for now.")
         if self.noise == "off" and card.domain == "stabilised":
             warnings.append(f"{card.name} was trained on stabilised counts and ran without a noise model.")
         return Report(
@@ -334,7 +371,7 @@ class _Job:
             frames=frames,
             device=describe_device(self.device),
             kernels=radiograph.kernel_path(),
-            plan="whole image",
+            plan=plan,
             memory=self.memory,
             versions={
                 "xrk": xrk.__version__,
@@ -348,62 +385,97 @@ class _Job:
         )
 
 
-class _Network:
-    """A model on its device, for frames in numpy."""
+@dataclass(frozen=True)
+class _Domain:
+    """What the network sees of a frame, and what becomes of its answer: frame + (after - before) * scale."""
 
-    def __init__(self, model: loading.Model, device: torch.device) -> None:
+    noise: NoiseModel | None  # None: plain normalised counts
+    shift: float
+    unit: float  # the network's values are (v - shift) / unit, v counts or stabilised counts
+    plain: bool  # stabilised counts as they are
+
+    @property
+    def scale(self) -> float:
+        return self.unit if self.noise is None else 1.0
+
+    def before(self, frame: np.ndarray) -> np.ndarray:
+        """(H, W) float32, what the network is given."""
+        threads = torch.get_num_threads()
+        if self.noise is None:
+            return radiograph.normalise(frame, self.shift, 1.0 / self.unit, threads)
+        if self.plain:
+            return self.noise.stabilise(frame, np.float32)
+        out = np.empty(frame.shape, np.float32)
+        for start in range(0, len(frame), ROWS):
+            rows = slice(start, start + ROWS)
+            stabilised = self.noise.stabilise(frame[rows], np.float64)
+            out[rows] = radiograph.normalise(stabilised, self.shift, 1.0 / self.unit, threads)
+        return out
+
+    def change(self, frame: np.ndarray, seen: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(before, after) of the same rows, both float32 or both float64."""
+        if self.noise is None:
+            return seen.astype(answer.dtype, copy=False), answer
+        stabilised = answer if self.plain else answer.astype(np.float64) * self.unit + self.shift
+        return frame.astype(np.float64), self.noise.unstabilise(stabilised, np.float64)
+
+
+def _domain(domain: str, levels: Levels, noise: NoiseModel | None) -> _Domain:
+    black, white = levels
+    low, high = (-1.0, 1.0) if domain == "symmetric" else (0.0, 1.0)
+    if noise is None:
+        unit = (white - black) / (high - low)
+        return _Domain(None, black - low * unit, unit, False)
+    if domain == "stabilised":
+        return _Domain(noise, 0.0, 1.0, True)
+    # Stabilised counts span hundreds of noise sigmas: the images of the levels become the range the network knows.
+    dark, bright = (float(v) for v in noise.stabilise(np.array([black, white])))
+    if not bright > dark:
+        raise InputError(
+            f"The white level {white:g} is not above the noise model's offset {noise.offset:g}; "
+            "expected levels and a noise model of the same image."
+        )
+    unit = (bright - dark) / (high - low)
+    return _Domain(noise, dark - low * unit, unit, False)
+
+
+class _Network:
+    """A model on its device, for frames of one size in numpy."""
+
+    def __init__(
+        self,
+        model: loading.Model,
+        device: torch.device,
+        shape: tuple[int, int],
+        memory: int | None,
+        beside: int,
+        runtime: str,
+    ) -> None:
         self.card = model.card
         self.device = device
-        self.module = module_on(model.module, device)
-        self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        module = module_on(model.module, device)
+        sizes = {"size_multiple": self.card.size_multiple, "output_scale": self.card.output_scale}
+        self.run = FrameRunner(module, shape, **sizes, memory=memory, beside=beside, whole=runtime == "whole")
 
-    def __call__(self, v: np.ndarray) -> np.ndarray:
-        """(H, W) float32 in the network's range; (H, W) of the module's own dtype out, all finite."""
+    def __call__(self, v: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """(H, W) float32 in the network's range; rows of the module's own dtype out, all finite, and which they are."""
+        run = self.run
         try:
-            x = torch.from_numpy(v).to(self.device, self.dtype)[None, None]
-            y = run_whole(self.module, x, self.card.size_multiple, self.card.output_scale)[0, 0].to("cpu", self.dtype)
+            answer = run(torch.from_numpy(v).to(self.device, run.dtype))
         except torch.OutOfMemoryError as error:
             raise MemoryBudgetError(
-                f"The frame {v.shape} does not fit whole on {describe_device(self.device)}; "
-                'pass device="cpu", or enhance it in parts.'
+                f"The frame {v.shape} does not fit on {describe_device(self.device)}; "
+                'pass device="cpu", or memory= with what is free there.'
             ) from error
-        y = np.ascontiguousarray(y.numpy())
-        if bad := y.size - np.count_nonzero(np.isfinite(y)):
+        bad = sum(part.numel() - int(torch.isfinite(part).sum()) for _, part in answer)
+        if bad:
             raise InputError(
-                f"The network's output is not finite at {bad} of {y.size} pixels; "
+                f"The network's output is not finite at {bad} of {v.size} pixels; "
                 f"its input lay between {v.min():g} and {v.max():g}: expected levels near the image's values "
                 "(are there fill values that a mask should name?)."
             )
-        return y
-
-
-def _changes(
-    frame: np.ndarray, network: _Network, levels: Levels, noise: NoiseModel | None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """What the network makes of the frame: the result is frame + (after - before) * scale."""
-    black, white = levels
-    low, high = (-1.0, 1.0) if network.card.domain == "symmetric" else (0.0, 1.0)
-    threads = torch.get_num_threads()
-    if noise is None:
-        scale = (white - black) / (high - low)
-        before = radiograph.normalise(frame, black - low * scale, 1.0 / scale, threads)
-        after = network(before)
-        return before.astype(after.dtype, copy=False), after, scale
-    if network.card.domain == "stabilised":
-        stabilised = network(noise.stabilise(frame, np.float32))
-    else:
-        # Stabilised counts span hundreds of noise sigmas: the images of the levels become the range the network knows.
-        dark, bright = (float(v) for v in noise.stabilise(np.array([black, white])))
-        if not bright > dark:
-            raise InputError(
-                f"The white level {white:g} is not above the noise model's offset {noise.offset:g}; "
-                "expected levels and a noise model of the same image."
-            )
-        unit = (bright - dark) / (high - low)
-        shift = dark - low * unit
-        before = radiograph.normalise(noise.stabilise(frame, np.float64), shift, 1.0 / unit, threads)
-        stabilised = network(before).astype(np.float64) * unit + shift
-    return frame.astype(np.float64), noise.unstabilise(stabilised, np.float64), 1.0
+        for rows, part in answer:
+            yield rows, np.ascontiguousarray(part.to("cpu", run.dtype).numpy())
 
 
 # --- around files ---------------------------------------------------------------------------------------------------

@@ -60,6 +60,11 @@ class ImageFileError(XrkError, OSError):
 class MemoryBudgetError(XrkError, ValueError):
     """No plan fits the memory budget; the message names the smallest that works."""
 
+    def __init__(self, message: str, smallest: int | None = None) -> None:
+        """``smallest``: the least budget in bytes that would do, where it is known."""
+        super().__init__(message)
+        self.smallest = smallest
+
 
 class DeviceError(XrkError, ValueError):
     """The device asked for does not exist or cannot be used here."""

@@ -143,7 +143,8 @@ def make_plan(
             if budget is not None:
                 raise MemoryBudgetError(
                     f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
-                    f"{_mib(best.peak)}; expected at least memory={best.peak}."
+                    f"{_mib(best.peak)}; expected at least memory={best.peak}.",
+                    best.peak,
                 )
     return Plan(
         shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes

@@ -35,7 +35,7 @@ def run_whole(module: nn.Module, x: torch.Tensor, size_multiple: int = 1, output
     height, width = x.shape[-2:]
     padded = (-(-height // size_multiple) * size_multiple, -(-width // size_multiple) * size_multiple)
     with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _exact():
-        y = module(_pad_by_reflection(x, padded))
+        y = module(pad_by_reflection(x, padded))
         expected = (1, 1, *(round(side * output_scale) for side in padded))
         if not isinstance(y, torch.Tensor) or y.shape != expected:
             given = tuple(y.shape) if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
@@ -78,7 +78,7 @@ def _exact() -> Iterator[None]:
                     setattr(part, name, value)
 
 
-def _pad_by_reflection(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def pad_by_reflection(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """A copy of ``x``, longer at the bottom and at the right."""
     height, width = x.shape[-2:]
     out = x.new_empty((*x.shape[:-2], *size))
@@ -94,16 +94,19 @@ def _reflected(length: int, target: int, device: torch.device) -> torch.Tensor:
     return torch.minimum(index, 2 * (length - 1) - index)
 
 
-def resize_cubic(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Enlarges (..., h, w) to (..., H, W) with Keys' cubic kernel, a = -0.5, on half-pixel centres.
+def resize_cubic(x: torch.Tensor, size: tuple[int, int], rows: slice = slice(None)) -> torch.Tensor:
+    """Enlarges (..., h, w) to (..., H, W), or to those ``rows`` of it, with Keys' cubic kernel, a = -0.5.
 
-    At the border the weights that fall outside are dropped and the rest are scaled to sum 1, as Pillow's bicubic does
-    it (with a mode "F" image it gives the same values). Same dtype as ``x``; H >= h and W >= w.
+    Centres lie at half pixels. At the border the weights that fall outside are dropped and the rest are scaled to sum
+    1, as Pillow's bicubic does it (with a mode "F" image it gives the same values). Same dtype as ``x``; H >= h and
+    W >= w.
     """
     for axis, target in zip((-2, -1), size, strict=True):
         index, weight = _cubic_taps(x.shape[axis], target)
+        if axis == -2:
+            index, weight = index[:, rows], weight[:, rows]
         shape = [1] * x.ndim
-        shape[axis] = target
+        shape[axis] = index.shape[1]
         index, weight = (torch.as_tensor(a, device=x.device) for a in (index, weight))
         taps = [x.index_select(axis, i) * w.to(x.dtype).view(shape) for i, w in zip(index, weight, strict=True)]
         x = (taps[0] + taps[1]) + (taps[2] + taps[3])
