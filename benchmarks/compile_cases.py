@@ -1,0 +1,93 @@
+"""What the layers' Triton kernels are compiled with, and what their machine code must have: data for the compile gate.
+
+The scans' are in `kernels/scan/budgets.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from xrk.kernels import launch
+from xrk.kernels.convolution.triton_depthwise_conv2d import depthwise_conv2d_kernel
+from xrk.kernels.normalization import triton_group_norm
+from xrk.kernels.normalization.triton_layer_norm import layer_norm_kernel
+
+DTYPES = ("fp16", "bf16", "fp32")
+
+
+@dataclass
+class Case:
+    """A kernel with one configuration: `types` of its run-time arguments, `constants` of the others.
+
+    resident_warps: the fewest that must fit on one multiprocessor. required: opcodes, as the gate names them.
+    updates, exponentials and budget: of a scan's loop, see `xrk.kernels.scan.budgets`.
+    """
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    # Sizes that are multiples of 16 in the shapes that this configuration is for; pointers always are.
+    multiples_of_16: tuple[str, ...] = field(default=())
+    num_stages: int = 3
+    resident_warps: int = 16
+    required: tuple[str, ...] = ()
+    updates: float = 0
+    exponentials: float = 0
+    budget: float | None = None
+
+
+def cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        yield from layer_norm(dtype)
+        yield from depthwise_conv2d(dtype)
+        yield from group_norm(dtype)
+    types = {"parts": "*fp32", "state": "*fp64", "chunks": "i32", "groups": "i32"}
+    for per_group in (1, 6):
+        constants = {"PER_GROUP": per_group, "BLOCK": launch.GROUP_NORM["merged"]}
+        name = f"group_norm merge {per_group} channels"
+        yield Case(name, triton_group_norm.group_norm_merge_kernel, types, constants, launch.GROUP_NORM["num_warps"])
+
+
+def layer_norm(dtype: str) -> Iterator[Case]:
+    for channels in (48, 96, 192, 512):
+        block_c, block_p = launch.layer_norm_blocks(channels)
+        types = {name: f"*{dtype}" for name in ("x", "weight", "bias", "gate", "out")}
+        types |= {"pixels": "i32", "x_stride": "i32", "gate_stride": "i32", "eps": "fp32"}
+        for gated in (False, True):
+            constants = {"C": channels, "BLOCK_C": block_c, "BLOCK_P": block_p}
+            constants |= {"HAS_WEIGHT": True, "HAS_BIAS": True, "HAS_GATE": gated}
+            name = f"layer_norm C{channels}{' gate' if gated else ''} {dtype}"
+            strides = ("x_stride", "gate_stride")
+            warps = launch.LAYER_NORM["num_warps"]
+            yield Case(name, layer_norm_kernel, types, constants, warps, strides, required=("LDG.128", "STG.128"))
+
+
+def depthwise_conv2d(dtype: str) -> Iterator[Case]:
+    for channels, kernel, dilation in ((16, 3, 1), (96, 3, 1), (96, 3, 2), (96, 5, 1), (96, 5, 2)):
+        block_c, block_w = launch.depthwise_blocks(channels)
+        types = {"x": f"*{dtype}", "taps": "*fp32", "out": f"*{dtype}", "H": "i32", "W": "i32", "C": "i32"}
+        constants = {"K": kernel, "DILATION": dilation, "BLOCK_W": block_w, "BLOCK_C": block_c, "SILU": True}
+        name = f"depthwise_conv2d C{channels} {kernel}x{kernel} dilation {dilation} {dtype}"
+        required = ("LDG.128", "STG.128", "MUFU.EX2")
+        warps = launch.DEPTHWISE["num_warps"]
+        yield Case(name, depthwise_conv2d_kernel, types, constants, warps, ("C",), required=required)
+
+
+def group_norm(dtype: str) -> Iterator[Case]:
+    sizes = {"pixels": "i32", "chunks": "i32", "chunk": "i32", "eps": "fp32"}
+    warps = launch.GROUP_NORM["num_warps"]
+    for channels in (32, 48, 96, 192):
+        block_c, block_p = launch.group_norm_blocks(channels)
+        blocks = {"C": channels, "BLOCK_C": block_c, "BLOCK_P": block_p}
+        types = {"x": f"*{dtype}", "parts": "*fp32"} | sizes
+        name = f"group_norm partial C{channels} {dtype}"
+        kernel = triton_group_norm.group_norm_partial_kernel
+        yield Case(name, kernel, types, blocks, warps, ("chunk",), required=("LDG.128",))
+        types = {name: f"*{dtype}" for name in ("x", "weight", "bias", "out")} | {"state": "*fp64"} | sizes
+        constants = {**blocks, "PER_GROUP": channels // 8, "BLOCKS": launch.GROUP_NORM["blocks"]}
+        constants |= {"HAS_WEIGHT": True, "HAS_BIAS": True, "SILU": True}
+        name = f"group_norm apply C{channels} {dtype}"
+        required = ("LDG.128", "STG.128", "MUFU.EX2")
+        yield Case(name, triton_group_norm.group_norm_apply_kernel, types, constants, warps, required=required)
