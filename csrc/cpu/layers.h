@@ -6,12 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "storage.h"
+
 namespace xrk::cpu {
-
-// What a map's values are stored as.
-enum Storage : int { S_F32, S_F64, S_F16, S_BF16, STORAGES };
-
-constexpr std::size_t storage_bytes[STORAGES] = {4, 8, 2, 2};
 
 // Pixels i of x, gate and out start at i times their stride (in values). weight, bias (of the compute type) and gate may
 // be null. `scratch` holds 2 * channels values of the compute type.

@@ -77,11 +77,10 @@ def _selective_scan_2d(
     if path != "native":
         y = selective_scan_2d_reference(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
         return y.contiguous()
-    dtype = compute_dtype(x.dtype)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    weights = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    code(*arrays(dtype, x, *weights), out.numpy(), torch.get_num_threads())
-    return out.to(x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    weights = arrays(compute_dtype(x.dtype), x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    code(map_array(x), *weights, map_array(out), torch.get_num_threads())
+    return out
 
 
 @_selective_scan_2d.register_fake
@@ -120,7 +119,8 @@ def summarise_lines(
     ends = torch.empty(batch, lines, channels, A_logs.shape[1], dtype=dtype)
     no_skip = torch.zeros(4 * channels, dtype=dtype)
     weights = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, no_skip)
-    code(*arrays(dtype, x, *weights), direction, sums.numpy(), ends.numpy(), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    code(map_array(x), *arrays(dtype, *weights), direction, sums.numpy(), ends.numpy(), threads)
     return sums, ends
 
 
@@ -198,13 +198,20 @@ def scan_lines(
     if path == "reference":
         return scan_lines_reference(x, *weights, direction, starts, out)
     states = starts.clone(memory_format=torch.contiguous_format)
-    code(*arrays(dtype, x, *weights), direction, states.numpy(), out.detach().numpy(), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    code(map_array(x), *arrays(dtype, *weights), direction, states.numpy(), out.detach().numpy(), threads)
     return states
 
 
 def arrays(dtype: torch.dtype, *tensors: torch.Tensor) -> list[Any]:
     """Each tensor as a C-contiguous numpy array of this dtype: the tensor's own memory wherever that fits."""
     return [tensor.detach().to(dtype).contiguous().numpy() for tensor in tensors]
+
+
+def map_array(x: torch.Tensor) -> Any:
+    """A map as a C-contiguous numpy array of its own dtype, bfloat16 as uint16: its own memory where it is contiguous."""
+    x = x.detach().contiguous()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds) -> None:
