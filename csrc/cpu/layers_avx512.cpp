@@ -1,4 +1,9 @@
 // The kernels for AVX-512: called only where the processor has it.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined vectors of its own AVX-512 header for uninitialised variables (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include "layers_path.h"
 
 namespace xrk::cpu {
