@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import triton.language as tl
 from xrk.kernels import launch
+from xrk.kernels.convolution import triton_conv2d
 from xrk.kernels.convolution.triton_depthwise_conv2d import depthwise_conv2d_kernel
 from xrk.kernels.normalization import triton_group_norm
 from xrk.kernels.normalization.triton_layer_norm import layer_norm_kernel
@@ -43,6 +45,8 @@ def cases() -> Iterator[Case]:
         yield from layer_norm(dtype)
         yield from depthwise_conv2d(dtype)
         yield from group_norm(dtype)
+        yield from conv2d(dtype)
+        yield from conv2d_pair(dtype)
     types = {"parts": "*fp32", "state": "*fp64", "chunks": "i32", "groups": "i32"}
     for per_group in (1, 6):
         constants = {"PER_GROUP": per_group, "BLOCK": launch.GROUP_NORM["merged"]}
@@ -91,3 +95,46 @@ def group_norm(dtype: str) -> Iterator[Case]:
         name = f"group_norm apply C{channels} {dtype}"
         required = ("LDG.128", "STG.128", "MUFU.EX2")
         yield Case(name, triton_group_norm.group_norm_apply_kernel, types, constants, warps, required=required)
+
+
+OPERANDS = {"fp16": tl.float16, "bf16": tl.bfloat16}
+LONG_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def conv2d(dtype: str) -> Iterator[Case]:
+    """What the table gives to Triton: SiLU and a residual in the epilogue, which also makes summaries, or plain."""
+    shapes = ((1, 32, 3), (1, 64, 3), (48, 1, 3), (16, 16, 3), (32, 32, 3), (48, 48, 3), (48, 48, 1))
+    for inputs, outputs, kernel in shapes:
+        if not launch.conv2d_in_triton(inputs, outputs, (kernel, kernel), (1, kernel // 2, 1, 1), LONG_DTYPES[dtype]):
+            continue
+        types = {name: f"*{dtype}" for name in ("x", "weight", "bias", "residual", "out")} | {"parts": "*fp32"}
+        types |= dict.fromkeys(("H", "W", "tiles_h", "tiles_w"), "i32") | {"negative_slope": "fp32"}
+        product = inputs > 1 and outputs > 1
+        required = ("LDG.128",) * (inputs > 1) + ("STG.128",) * (outputs > 1) + ("MMA",) * product
+        for full in (True, False):
+            constants = {"C": inputs, "OUT": outputs, "K": kernel, "HAS_BIAS": True, "HAS_RESIDUAL": full}
+            constants |= {"ADD_FIRST": False, "ACTIVATION": "silu" if full else None, "SUMMARISE": full}
+            constants |= {"OPERAND": OPERANDS.get(dtype, tl.float32), **launch.conv2d_blocks(inputs, outputs)}
+            name = f"conv2d {inputs} to {outputs} {kernel}x{kernel}{' SiLU residual summaries' if full else ''} {dtype}"
+            case = Case(name, triton_conv2d.conv2d_kernel, types, constants, launch.CONV2D["num_warps"])
+            case.num_stages, case.required, case.resident_warps = 1, required, 12
+            yield case
+
+
+def conv2d_pair(dtype: str) -> Iterator[Case]:
+    for channels in (16, 32, 48):
+        if not launch.conv2d_pair_in_triton((channels,) * 3, LONG_DTYPES[dtype]):
+            continue
+        maps = ("x", "weight1", "bias1", "weight2", "bias2", "residual", "out", "scratch")
+        types = {name: f"*{dtype}" for name in maps}
+        types |= dict.fromkeys(("H", "W", "tiles", "tiles_h", "tiles_w"), "i32") | {"negative_slope": "fp32"}
+        blocks = launch.conv2d_blocks(channels, channels)
+        constants = {key: launch.CONV2D_PAIR[key] for key in ("BLOCK_H", "BLOCK_W", "PIXELS")}
+        constants |= {"C": channels, "M": channels, "OUT": channels, "BLOCK_C": blocks["BLOCK_C"]}
+        constants |= {"BLOCK_K": blocks["BLOCK_C"], "BLOCK_M": blocks["BLOCK_O"], "BLOCK_O": blocks["BLOCK_O"]}
+        constants |= {"HAS_BIAS1": True, "HAS_BIAS2": True, "HAS_RESIDUAL": True, "ADD_FIRST": True}
+        constants |= {"ACTIVATION1": "relu", "ACTIVATION2": "relu", "OPERAND": OPERANDS[dtype]}
+        name = f"conv2d_pair C{channels} ReLU residual {dtype}"
+        case = Case(name, triton_conv2d.conv2d_pair_kernel, types, constants, launch.CONV2D_PAIR["num_warps"])
+        case.num_stages, case.required, case.resident_warps = 1, ("LDG.128", "STG.128", "MMA", "BAR"), 12
+        yield case
