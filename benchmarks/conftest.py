@@ -42,8 +42,9 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    clock = contests.clock_for(config.getoption("--device"))
     for item in items:
+        # Each has its own: a run that raises between its two calls would leave a shared one in disorder.
+        clock = contests.clock_for(config.getoption("--device"))
         item.add_marker(pytest.mark.benchmark(timer=clock, group=item.name))
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from xrk.kernels.arguments import compute_dtype
 from xrk.kernels.convolution.conv2d import conv2d_reference
+from xrk.kernels.convolution.conv2d_pair import conv2d_pair_reference
 from xrk.kernels.convolution.depthwise_conv2d import depthwise_conv2d_reference
 from xrk.kernels.normalization.group_norm import group_norm_apply_reference, group_norm_summarise_reference
 from xrk.kernels.normalization.layer_norm import layer_norm_reference
@@ -36,6 +39,13 @@ def _tuple(result):
 
 def _group_norm_reference(x, num_groups, weight, bias, activation):
     return group_norm_apply_reference(x, group_norm_summarise_reference(x, num_groups), weight, bias, 1e-5, activation)
+
+
+def _scan_lines(function, x, **others):
+    """Phase 3 adds to a map that it is given: here to ones."""
+    out = torch.ones(x.shape, dtype=compute_dtype(x.dtype), device=x.device)
+    state = function(x, **others, out=out)
+    return out, state
 
 
 def _make(device="cpu", dtype=torch.float32, height=6, width=7, channels=20, seed=0) -> dict[str, Call]:
@@ -80,6 +90,12 @@ def _make(device="cpu", dtype=torch.float32, height=6, width=7, channels=20, see
         "summarise_lines": Call(
             kernels.summarise_lines, reference.summarise_lines_reference, {"x": x, **weights}, {"direction": 3}
         ),
+        "scan_lines": Call(
+            partial(_scan_lines, kernels.scan_lines),
+            partial(_scan_lines, reference.scan_lines_reference),
+            {"x": x, **weights, **skip, "starts": normal(2, height, channels, states, dtype=single)},
+            {"direction": 2},
+        ),
         "layer_norm": Call(
             kernels.layer_norm,
             layer_norm_reference,
@@ -103,15 +119,31 @@ def _make(device="cpu", dtype=torch.float32, height=6, width=7, channels=20, see
             {"x": image(), "weight": normal(8, channels, 3, 3) / 9, "bias": normal(8), "residual": image(8)},
             {"padding": 1, "activation": "silu"},
         ),
+        "conv2d_pair": Call(
+            kernels.conv2d_pair,
+            conv2d_pair_reference,
+            {
+                "x": image(),
+                "weight1": normal(8, channels, 3, 3) / 9,
+                "bias1": normal(8),
+                "weight2": normal(channels, 8, 3, 3) / 9,
+                "bias2": normal(channels),
+                "residual": image(),
+            },
+        ),
     }
 
 
 OPERATORS = list(_make())
+# Called by the runtime band by band, outside of graphs.
+PHASES = ("summarise_lines", "scan_lines")
 
 
 def pytest_generate_tests(metafunc):
     if "operator" in metafunc.fixturenames:
         metafunc.parametrize("operator", OPERATORS)
+    if "graph_operator" in metafunc.fixturenames:
+        metafunc.parametrize("graph_operator", [name for name in OPERATORS if name not in PHASES])
 
 
 @pytest.fixture(scope="session")
