@@ -158,7 +158,10 @@ def race(contest: Contest, timings: dict[str, Timing], benchmark: Any, clock: Ca
 
     running = {name: contest.peers[name] for name, timing in timings.items() if timing.absent is None}
     first = {name: once(run) for name, run in running.items()}
-    rounds = {name: max(1, min(30, int(budget / seconds))) for name, seconds in first.items()}
+    rounds = {name: min(30, int(budget / seconds)) for name, seconds in first.items()}
+    for name, number in rounds.items():
+        if number == 0:  # one run, warm as it is, is all that there is time for
+            timings[name].seconds.append(first[name])
     ours = max(3, min(30, int(budget / once(contest.ours))))
     done = iter(range(ours))
 
