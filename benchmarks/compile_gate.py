@@ -8,8 +8,8 @@ multiprocessor, the machine code has the instructions that it is meant to have (
 and a scan's loop stays within its budget of instructions per state update.
 
 The figures are held against benchmarks/results/compile_<triton version>.json, where there is one: none of them may be
-more than a tenth worse, and a kernel that is missing on either side is told. --write writes that table. Exits with 1
-where anything is wrong, and then writes nothing.
+more than a tenth worse, and a kernel that is missing on either side is told. --write writes the rows of what it
+compiled. Exits with 1 where anything is wrong, and then writes nothing.
 
 Needs the triton wheel, which brings ptxas, cuobjdump and nvdisasm, and no GPU. It must run in its own process, without
 TRITON_INTERPRET=1.
@@ -164,36 +164,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles every Triton kernel without a GPU and checks its needs.")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_LIMIT), default=sorted(SHARED_LIMIT))
     parser.add_argument("--only", default="", help="kernels whose name contains this")
-    parser.add_argument("--write", action="store_true", help="write the table instead of comparing with it")
+    parser.add_argument("--write", action="store_true", help="write these rows instead of comparing")
     table = RESULTS / f"compile_{triton.__version__}.json"
     parser.add_argument("--table", type=Path, default=table, help="the table to compare with, or to write")
     chosen = parser.parse_args()
-    known = None
-    if chosen.table.exists() and not chosen.write:
-        known = {(row["kernel"], row["arch"]): row for row in json.loads(chosen.table.read_text())}
-    rows, wrong = [], 0
+    before = {}
+    if chosen.table.exists():
+        before = {(row["kernel"], row["arch"]): row for row in json.loads(chosen.table.read_text())}
+    compare = bool(before) and not chosen.write
+    rows, wrong = {}, 0
     for case in cases():
         if chosen.only not in case.name:
             continue
         for arch in chosen.arch:
             row = compiled(case, arch)
             said = complaints(case, row)
-            if known is not None:
-                said += regressions(row, known.pop((case.name, arch), None))
+            if compare:
+                said += regressions(row, before.get((case.name, arch)))
             wrong += bool(said)
-            rows.append(row)
+            rows[case.name, arch] = row
             keys = ("registers", "shared", "instructions", "warps_per_sm", "per_update")
             figures = [f"{key} {row[key]:5}" for key in keys if key in row]
             print(f"{case.name:44} sm_{arch}", *figures, *said, flush=True)
-    for name, arch in known or ():
-        if chosen.only in name and arch in chosen.arch:
-            print(f"{name:44} sm_{arch} in the table, and no longer a kernel: --write")
-            wrong += 1
+    others = {key: row for key, row in before.items() if chosen.only not in key[0] or key[1] not in chosen.arch}
+    for name, arch in before.keys() - rows.keys() - others.keys() if compare else ():
+        print(f"{name:44} sm_{arch} in the table, and no longer a kernel: --write")
+        wrong += 1
     if chosen.write and not wrong:
         chosen.table.parent.mkdir(exist_ok=True)
-        chosen.table.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    compared = "" if known is not None else f", not compared with {chosen.table.name}"
-    print(f"triton {triton.__version__}: {len(rows)} compiled{compared}, {wrong} not as they should be")
+        table = sorted((others | rows).items())
+        chosen.table.write_text("[\n" + ",\n".join(json.dumps(row) for _, row in table) + "\n]\n")
+    against = f"held against {chosen.table.name}" if compare else "held against no table"
+    print(f"triton {triton.__version__}: {len(rows)} compiled, {against}, {wrong} not as they should be")
     return 1 if wrong else 0
 
 
