@@ -290,6 +290,9 @@ def _convolve(
     y = _as_channels_last(F.conv2d(x, weight.to(x.dtype), bias, *numbers))
     if residual is not None and add_first:
         y += residual
+    if y.dtype == torch.float16 and activation in ("silu", "gelu"):
+        # A sum below float16's range is -inf here, of which both make NaN; their value there is 0.
+        y.clamp_(min=torch.finfo(y.dtype).min)
     y = _activate(y, activation, negative_slope, inplace=True)
     if residual is not None and not add_first:
         y += residual

@@ -168,3 +168,10 @@ def test_bad_arguments(changes, error, words):
 
 def test_torch_does_it_on_purpose():
     assert dispatch.path_of("conv2d", "cpu").path == "torch"
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_a_sum_below_the_range_of_float16_becomes_0_not_nan(activation):
+    x = torch.full((1, 8, 4, 4), 60000.0, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    weight = torch.full((4, 8, 3, 3), -1.0, dtype=torch.float16)
+    assert not kernels.conv2d(x, weight, padding=1, activation=activation).any()
