@@ -10,12 +10,6 @@
 
 #include "storage.h"
 
-#if defined(__clang__)
-#define XRK_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define XRK_INDEPENDENT _Pragma("GCC ivdep")
-#endif
-
 namespace xrk::cpu {
 namespace {
 
