@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xrk.kernels.scan import triton_selective_scan_2d as ss2d
-from xrk.kernels.scan.launch import walk_lines_configuration
+from xrk.kernels.scan.launch import CARRY, walk_configuration
+from xrk.kernels.scan.triton_recurrence import carry
+from xrk.kernels.scan.triton_selective_scan import walk_pieces
+from xrk.kernels.scan.triton_selective_scan_2d import walk_lines
 
-DTYPES = ("fp16", "bf16", "fp32")
+DTYPES = {"fp16": (16, False), "bf16": (16, True), "fp32": (32, False)}
+# Instructions per update by number of states, for fp16 and at least 128 channels.
+BUDGETS = {1: 30.0, 16: 11.0}
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,73 @@ class ScanCase:
 
 
 def cases() -> Iterator[ScanCase]:
-    """Every scan kernel x configuration x dtype. The budget is that of fp16 at C >= 128: N = 16 <= 11, N = 1 <= 30."""
-    sizes = ("lines", "steps", "first", "line_stride", "step_stride")
-    for dtype in DTYPES:
-        types = {name: "*fp32" for name in ("dt_weight", "bias", "a2", "skip", "sums", "states", "y")}
-        types |= {"u": f"*{dtype}", "rows": f"*{dtype}"} | dict.fromkeys(sizes, "i32")
-        for states in (1, 16, 32, 64):
-            config = dict(walk_lines_configuration(states))
+    """Every scan kernel x configuration x dtype."""
+    yield from _lines()
+    yield from _pieces()
+    types = dict.fromkeys(("sums", "states", "initial", "last", "a"), "*fp32") | {"lines": "i32"}
+    for states in (1, 16):
+        constants = {"D": 192, "N": states, "LOGS": True, "INITIAL": True} | CARRY
+        yield ScanCase(f"carry N{states}", carry, types, constants, constants.pop("num_warps"))
+
+
+def _lines() -> Iterator[ScanCase]:
+    sizes = ("lines", "pixels", "steps", "first", "line_stride", "step_stride")
+    fp32 = ("dt_weight", "bias", "a_logs", "skip", "sums", "states", "y")
+    switches = {
+        "summary": {"SUMMARY": True, "SKIP": False, "ADD": False},
+        "values": {"SUMMARY": False, "SKIP": False, "ADD": True},
+        "first values": {"SUMMARY": False, "SKIP": True, "ADD": False},
+        "values of a band": {"SUMMARY": False, "SKIP": True, "ADD": True},
+    }
+    for dtype, (bits, bfloat) in DTYPES.items():
+        types = dict.fromkeys(fp32, "*fp32") | {"u": f"*{dtype}", "rows": f"*{dtype}"} | dict.fromkeys(sizes, "i32")
+        for channels, states in ((96, 1), (128, 1), (192, 1), (100, 4), (128, 16), (192, 16), (192, 32), (192, 64)):
+            config = walk_configuration(channels, states)
             warps = config.pop("num_warps")
-            lanes = config["LINES"] * config["CHANNELS"] / (32 * warps)
-            for summary in (True, False):
+            lane = config["WIDTH"] * config["BLOCKS"] // 32
+            constants = {"D": channels, "R": channels // 32, "N": states, "BITS": bits, "BFLOAT": bfloat} | config
+            if channels == 192:
+                # What the launcher finds along rows: a stride of 1 becomes a constant.
+                constants["step_stride"] = 1
+            budget = BUDGETS.get(states) if dtype == "fp16" and channels >= 128 else None
+            for name, switch in switches.items():
                 yield ScanCase(
-                    f"walk_lines N{states} {'summary' if summary else 'values'} {dtype}",
-                    ss2d.walk_lines,
+                    f"scan lines D{channels} N{states} {name} {dtype}",
+                    walk_lines,
                     types,
-                    {"D": 192, "R": 6, "N": states, "SUMMARY": summary, **config},
+                    constants | switch,
                     warps,
-                    updates=lanes * states,
-                    exponentials=lanes * (states + 1),
-                    budget={16: 11.0}.get(states) if dtype == "fp16" else None,
+                    updates=lane * states,
+                    exponentials=lane * (states + 1),
+                    # A band's own skip costs two instructions a channel more; the fused operator does not have it.
+                    budget=None if name == "values of a band" else budget,
                 )
+
+
+def _pieces() -> Iterator[ScanCase]:
+    fp32 = ("a", "skip", "bias", "sums", "states")
+    types = dict.fromkeys(fp32, "*fp32") | {"order": "*i64"}
+    types |= dict.fromkeys(("pieces", "length", "steps", "order_stride"), "i32")
+    for dtype, (bits, bfloat) in DTYPES.items():
+        types |= dict.fromkeys(("u", "delta", "rows", "z", "y"), f"*{dtype}")
+        for channels, states in ((128, 1), (192, 16), (256, 64)):
+            config = walk_configuration(channels, states)
+            warps = config.pop("num_warps")
+            lane = config["WIDTH"] * config["BLOCKS"] // 32
+            constants = {"D": channels, "GROUP": channels, "N": states, "BITS": bits, "BFLOAT": bfloat} | config
+            for all_options in (False, True):
+                switches = dict.fromkeys(("SKIP", "GATE", "BIAS", "SOFTPLUS", "ORDER"), all_options)
+                for summary in (False, True):
+                    if summary:
+                        switches |= {"SKIP": False, "GATE": False}
+                    name = f"{'summary' if summary else 'values'}{' every option' if all_options else ''}"
+                    exponentials = lane * (states + all_options + (all_options and not summary))
+                    yield ScanCase(
+                        f"scan sequence D{channels} N{states} {name} {dtype}",
+                        walk_pieces,
+                        dict(types),
+                        constants | switches | {"SUMMARY": summary},
+                        warps,
+                        updates=lane * states,
+                        exponentials=exponentials,
+                    )
