@@ -34,8 +34,8 @@ CXX_FLAGS = [
 
 # Sources named for an instruction set are compiled for it, and called only where the processor has it.
 PATH_FLAGS = {
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
 
 # Machine code for two generations of data-centre devices; all newer devices compile the PTX of the last one.

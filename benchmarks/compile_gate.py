@@ -1,10 +1,15 @@
 """Compiles the Triton kernels for devices that are not here, and reads from the machine code what they will need.
 
-    python benchmarks/compile_gate.py [--arch 80 90] [--only NAME] [--write]
+    python benchmarks/compile_gate.py [--arch 80 90] [--only NAME] [--write] [--table FILE]
 
-Every kernel x configuration x dtype: it compiles, spills no register (no LDL or STL), and its shared memory is within
-the limit. With --write the table goes to benchmarks/results/compile_<triton version>.json; without it, registers and
-instructions may not exceed those of that table by more than a tenth. Exits with 1 where anything is wrong.
+Every kernel x configuration x dtype of `compile_cases.py` and of `kernels/scan/budgets.py`: it compiles, spills no
+register (no LDL or STL), its shared memory is within the limit, as many warps as its floor says stay on one
+multiprocessor, the machine code has the instructions that it is meant to have (vector loads, tensor cores, MUFU.EX2),
+and a scan's loop stays within its budget of instructions per state update.
+
+The figures are held against benchmarks/results/compile_<triton version>.json, where there is one: none of them may be
+more than a tenth worse, and a kernel that is missing on either side is told. --write writes the rows of what it
+compiled. Exits with 1 where anything is wrong, and then writes nothing.
 
 Needs the triton wheel, which brings ptxas, cuobjdump and nvdisasm, and no GPU. It must run in its own process, without
 TRITON_INTERPRET=1.
@@ -18,69 +23,51 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
-os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="xrk-compile-gate-"))
 
+import compile_cases
 import triton
 import triton.backends.nvidia
-import triton.language as tl
+from compile_cases import Case
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xrk.kernels import launch
-from xrk.kernels.convolution.triton_depthwise_conv2d import depthwise_conv2d_kernel
-from xrk.kernels.normalization.triton_layer_norm import layer_norm_kernel
+from xrk.kernels.scan import budgets
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 RESULTS = Path(__file__).parent / "results"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 TOLERATED = 1.1
-DTYPES = ("fp16", "bf16", "fp32")
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/", re.M)
-
-
-@dataclass
-class Case:
-    """A kernel with one configuration: `types` of its run-time arguments, `constants` of the others."""
-
-    name: str
-    kernel: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    num_warps: int
-    # Sizes that are multiples of 16 in the shapes that this configuration is for; pointers always are.
-    multiples_of_16: tuple[str, ...] = field(default=())
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);")
+LABEL = re.compile(r"^\s*(\.L_x_\d+):")
+BRANCH = re.compile(r"\bBRA\b.*\((\.L_x_\d+)\)")
+# Counted in each kernel's machine code, and kept in the table.
+OPCODES = {
+    "LDG.128": r"\bLDG\.E\.(\w+\.)*128",
+    "LDG.64": r"\bLDG\.E\.(\w+\.)*64",
+    "STG.128": r"\bSTG\.E\.(\w+\.)*128",
+    "STG.64": r"\bSTG\.E\.(\w+\.)*64",
+    "MMA": r"\bH?G?MMA\.",
+    "MUFU.EX2": r"\bMUFU\.EX2",
+    "BAR": r"\bBAR\.SYNC",
+}
+WORSE_IF_MORE = ("registers", "shared", "instructions", "per_update")
+WORSE_IF_LESS = ("warps_per_sm", "LDG.128", "LDG.64", "STG.128", "STG.64", "MMA")
 
 
 def cases() -> Iterator[Case]:
-    for dtype in DTYPES:
-        data = f"*{dtype}"
-        for channels in (48, 96, 192, 512):
-            block_c, block_p = launch.layer_norm_blocks(channels)
-            types = {name: data for name in ("x", "weight", "bias", "gate", "out")}
-            types |= {"pixels": "i32", "x_stride": "i32", "gate_stride": "i32", "eps": "fp32"}
-            for gated in (False, True):
-                constants = {"C": channels, "BLOCK_C": block_c, "BLOCK_P": block_p, "COMPUTE": tl.float32}
-                constants |= {"HAS_WEIGHT": True, "HAS_BIAS": True, "HAS_GATE": gated}
-                name = f"layer_norm C{channels}{' gate' if gated else ''} {dtype}"
-                strides = ("x_stride", "gate_stride")
-                yield Case(name, layer_norm_kernel, types, constants, launch.LAYER_NORM["num_warps"], strides)
-        for channels, kernel, dilation in ((16, 3, 1), (96, 3, 1), (96, 3, 2), (96, 5, 1), (96, 5, 2)):
-            block_c, block_w = launch.depthwise_blocks(channels)
-            types = {"x": data, "taps": "*fp32", "out": data, "H": "i32", "W": "i32", "C": "i32"}
-            constants = {"K": kernel, "DILATION": dilation, "BLOCK_W": block_w, "BLOCK_C": block_c}
-            constants |= {"SILU": True, "COMPUTE": tl.float32}
-            name = f"depthwise_conv2d C{channels} {kernel}x{kernel} dilation {dilation} {dtype}"
-            yield Case(name, depthwise_conv2d_kernel, types, constants, launch.DEPTHWISE["num_warps"], ("C",))
+    yield from compile_cases.cases()
+    for scan in budgets.cases():
+        required = ("MUFU.EX2",) if scan.exponentials else ()
+        yield Case(**vars(scan), required=required)
 
 
 def compiled(case: Case, arch: int) -> dict[str, Any]:
     """What this case needs on this architecture."""
     names = case.kernel.arg_names
-    signature = {name: case.types.get(name, "constexpr") for name in names}
+    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
     aligned = [n for n in names if signature[n].startswith("*") or n in case.multiples_of_16]
     source = ASTSource(
         fn=case.kernel,
@@ -88,26 +75,49 @@ def compiled(case: Case, arch: int) -> dict[str, Any]:
         constexprs={(names.index(name),): value for name, value in case.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": case.num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
     result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
         usage = run("cuobjdump", "--dump-resource-usage", file.name)
-        machine_code = run("nvdisasm", file.name)
+        instructions, loop = read(run("nvdisasm", file.name))
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump does not tell the registers of {case.name}: {usage[-200:]}")
     registers, stack = map(int, found.groups())
     row = {"kernel": case.name, "arch": arch, "num_warps": case.num_warps, "registers": registers, "stack": stack}
-    row |= {"shared": result.metadata.shared, "instructions": len(INSTRUCTION.findall(machine_code))}
-    row["spills"] = len(re.findall(r"\b(?:LDL|STL)\b", machine_code))
+    row |= {"shared": result.metadata.shared, "instructions": len(instructions)}
+    row["spills"] = count(r"\b(LDL|STL)\b", instructions)
     row["warps_per_sm"] = resident_warps(row)
+    row |= {name: n for name, pattern in OPCODES.items() if (n := count(pattern, instructions))}
+    if case.updates:
+        # One iteration, however often the compiler unrolled the loop: its exponentials tell.
+        iterations = count(OPCODES["MUFU.EX2"], loop) / case.exponentials
+        row["per_update"] = round(len(loop) / case.updates / iterations, 2) if iterations else float("inf")
     return row
 
 
 def run(tool: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def read(machine_code: str) -> tuple[list[str], list[str]]:
+    """All instructions, and those of the longest loop: from the target of a backward branch to that branch."""
+    instructions, labels, loop = [], {}, []
+    for line in machine_code.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif instruction := INSTRUCTION.match(line):
+            instructions.append(instruction[1])
+            branch = BRANCH.search(instruction[1])
+            if branch and branch[1] in labels and len(instructions) - labels[branch[1]] > len(loop):
+                loop = instructions[labels[branch[1]] :]
+    return instructions, loop
+
+
+def count(pattern: str, instructions: list[str]) -> int:
+    return sum(bool(re.search(pattern, instruction)) for instruction in instructions)
 
 
 def resident_warps(row: dict[str, Any]) -> int:
@@ -119,18 +129,34 @@ def resident_warps(row: dict[str, Any]) -> int:
     return programs * row["num_warps"]
 
 
-def complaints(row: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
-    """What is wrong with this row, given the one of the committed table."""
+def complaints(case: Case, row: dict[str, Any]) -> list[str]:
+    """What is wrong with this row by itself."""
     said = []
     if row["spills"]:
         said.append(f"{row['spills']} instructions spill registers")
     if row["shared"] > SHARED_LIMIT[row["arch"]]:
         said.append(f"{row['shared']} bytes of shared memory, limit {SHARED_LIMIT[row['arch']]}")
-    if row["warps_per_sm"] < 16:
-        said.append(f"{row['warps_per_sm']} warps resident, at least 16 expected")
-    for key in ("registers", "instructions"):
-        if before is not None and row[key] > TOLERATED * before[key]:
-            said.append(f"{key} {row[key]}, {before[key]} before")
+    if row["warps_per_sm"] < case.resident_warps:
+        said.append(f"{row['warps_per_sm']} warps resident, at least {case.resident_warps} expected")
+    for opcode in case.required:
+        if not row.get(opcode):
+            said.append(f"no {opcode} in its machine code")
+    if case.budget is not None and row["per_update"] > case.budget:
+        said.append(f"{row['per_update']} instructions per state update, budget {case.budget}")
+    return said
+
+
+def regressions(row: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    """What is worse in this row than in the one of the committed table."""
+    if before is None:
+        return ["not in the table: --write"]
+    said = []
+    for key in WORSE_IF_MORE:
+        if row.get(key, 0) > TOLERATED * before.get(key, 0):
+            said.append(f"{key} {row[key]}, {before.get(key, 0)} before")
+    for key in WORSE_IF_LESS:
+        if row.get(key, 0) < before.get(key, 0) / TOLERATED:
+            said.append(f"{key} {row.get(key, 0)}, {before[key]} before")
     return said
 
 
@@ -138,29 +164,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles every Triton kernel without a GPU and checks its needs.")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_LIMIT), default=sorted(SHARED_LIMIT))
     parser.add_argument("--only", default="", help="kernels whose name contains this")
-    parser.add_argument("--write", action="store_true", help="write the table instead of comparing with it")
-    chosen = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="write these rows instead of comparing")
     table = RESULTS / f"compile_{triton.__version__}.json"
-    known = {}
-    if table.exists() and not chosen.write:
-        known = {(row["kernel"], row["arch"]): row for row in json.loads(table.read_text())}
-    rows, wrong = [], 0
+    parser.add_argument("--table", type=Path, default=table, help="the table to compare with, or to write")
+    chosen = parser.parse_args()
+    before = {}
+    if chosen.table.exists():
+        before = {(row["kernel"], row["arch"]): row for row in json.loads(chosen.table.read_text())}
+    compare = bool(before) and not chosen.write
+    rows, wrong = {}, 0
     for case in cases():
         if chosen.only not in case.name:
             continue
         for arch in chosen.arch:
             row = compiled(case, arch)
-            said = complaints(row, known.get((row["kernel"], row["arch"])))
+            said = complaints(case, row)
+            if compare:
+                said += regressions(row, before.get((case.name, arch)))
             wrong += bool(said)
-            rows.append(row)
-            keys = ("registers", "shared", "instructions", "warps_per_sm")
-            print(f"{case.name:44} sm_{arch}", *(f"{key} {row[key]:5}" for key in keys), *said, flush=True)
+            rows[case.name, arch] = row
+            keys = ("registers", "shared", "instructions", "warps_per_sm", "per_update")
+            figures = [f"{key} {row[key]:5}" for key in keys if key in row]
+            print(f"{case.name:44} sm_{arch}", *figures, *said, flush=True)
+    others = {key: row for key, row in before.items() if chosen.only not in key[0] or key[1] not in chosen.arch}
+    for name, arch in before.keys() - rows.keys() - others.keys() if compare else ():
+        print(f"{name:44} sm_{arch} in the table, and no longer a kernel: --write")
+        wrong += 1
     if chosen.write and not wrong:
-        table.parent.mkdir(exist_ok=True)
-        table.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    print(f"triton {triton.__version__}: {len(rows)} compiled, {wrong} not as they should be")
+        chosen.table.parent.mkdir(exist_ok=True)
+        table = sorted((others | rows).items())
+        chosen.table.write_text("[\n" + ",\n".join(json.dumps(row) for _, row in table) + "\n]\n")
+    against = f"held against {chosen.table.name}" if compare else "held against no table"
+    print(f"triton {triton.__version__}: {len(rows)} compiled, {against}, {wrong} not as they should be")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Compiled anew each time: what is checked is this compiler's code, not a cache's.
+    with tempfile.TemporaryDirectory(prefix="xrk-compile-gate-") as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        sys.exit(main())

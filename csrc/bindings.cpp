@@ -254,7 +254,7 @@ void bind_cuda(py::module_& parent) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "The compiled part of xrk: pixel conversions with run-time dispatch over vector units.";
+  m.doc() = "The compiled part of xrk: pixel conversions, layers and scans, with run-time dispatch over vector units.";
 #ifdef XRK_HAVE_CUDA
   m.attr("HAVE_CUDA") = true;
   bind_cuda(m);
@@ -281,11 +281,12 @@ PYBIND11_MODULE(_native, m) {
         "Raises TypeError for another kind or dtype, ValueError for another layout, shape or a scale that is not finite.");
   m.def(
       "simd", [] { return std::string(cpu::active_path().name); },
-      "The path that the pixel conversions take: 'avx512', 'avx2' or 'baseline'.");
+      "The path that all kernels on the CPU take: 'avx512', 'avx2' or 'baseline'.");
   m.def("supported_simd", &supported_simd, "The paths that run on this processor, widest first.");
   m.def("set_simd", &set_simd, py::arg("name"),
-        "Makes the pixel conversions take the path of this name, for the whole process: for tests and benchmarks. All\n"
-        "paths give the same bits. Raises ValueError for a name that supported_simd() does not list.");
+        "Makes all kernels take the path of this name, for the whole process: for tests and benchmarks. The pixel\n"
+        "conversions give the same bits on every path; scans and layers differ by roundings, within their tolerances.\n"
+        "Raises ValueError for a name that supported_simd() does not list.");
   bind_layers(m);
   bind_scan(m);
 }

@@ -1,5 +1,7 @@
-// The selective scans of xrk._native, on C-contiguous numpy arrays of float32 or float64. The operators in kernels/scan
-// check their arguments in the caller's words; here every array is checked once more against the sizes that go with it.
+// The selective scans of xrk._native, on C-contiguous numpy arrays: maps of float16, bfloat16 (as uint16, which numpy
+// has instead), float32 or float64; everything else float32, or float64 beside maps of that. The operators in
+// kernels/scan check their arguments in the caller's words; here every array is checked once more against the sizes that
+// go with it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -23,19 +25,14 @@ std::string text_of(const Shape& shape) {
   return text + ")";
 }
 
-// A C-contiguous, aligned array of this type and shape; a side of -1 is any size of 1 or more.
-template <typename T>
-py::array checked(const py::object& object, const char* name, const Shape& shape) {
+// A C-contiguous, aligned array of this shape; a side of -1 is any size of 1 or more.
+py::array checked_shape(const py::object& object, const char* name, const Shape& shape) {
   if (!py::isinstance<py::array>(object)) {
     throw py::type_error(std::string(name) + " is a " +
                          std::string(py::str(py::type::handle_of(object).attr("__name__"))) +
                          "; expected a numpy array");
   }
   py::array array = py::reinterpret_borrow<py::array>(object);
-  if (!py::dtype::of<T>().is(array.dtype())) {
-    throw py::type_error(std::string(name) + " has dtype " + std::string(py::str(array.dtype())) + "; expected " +
-                         std::string(py::str(py::dtype::of<T>())));
-  }
   constexpr int needed = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & needed) != needed) {
     throw py::value_error(std::string(name) + " is not C-contiguous and aligned; pass numpy.ascontiguousarray of it");
@@ -54,16 +51,40 @@ py::array checked(const py::object& object, const char* name, const Shape& shape
   return array;
 }
 
+[[noreturn]] void throw_dtype(const py::array& array, const char* name, const std::string& expected) {
+  throw py::type_error(std::string(name) + " has dtype " + std::string(py::str(array.dtype())) + "; expected " +
+                       expected);
+}
+
+template <typename T>
+py::array checked(const py::object& object, const char* name, const Shape& shape) {
+  const py::array array = checked_shape(object, name, shape);
+  if (!py::dtype::of<T>().is(array.dtype())) throw_dtype(array, name, py::str(py::dtype::of<T>()));
+  return array;
+}
+
 template <typename T>
 const T* read(const py::object& object, const char* name, const Shape& shape) {
   return static_cast<const T*>(checked<T>(object, name, shape).data());
 }
 
+void* writable(py::array& array, const char* name) {
+  if (!array.writeable()) throw py::value_error(std::string(name) + " is read-only; pass an array of its own");
+  return array.mutable_data();
+}
+
 template <typename T>
 T* write(const py::object& object, const char* name, const Shape& shape) {
   py::array array = checked<T>(object, name, shape);
-  if (!array.writeable()) throw py::value_error(std::string(name) + " is read-only; pass an array of its own");
-  return static_cast<T*>(array.mutable_data());
+  return static_cast<T*>(writable(array, name));
+}
+
+// What the kernels keep of one channel.
+void check_states(std::int64_t states, const char* name) {
+  if (states > cpu::most_states) {
+    throw py::value_error(std::string(name) + " has " + std::to_string(states) + " states; expected 1 to " +
+                          std::to_string(cpu::most_states));
+  }
 }
 
 std::size_t check_threads(int threads) {
@@ -71,25 +92,41 @@ std::size_t check_threads(int threads) {
   return static_cast<std::size_t>(threads);
 }
 
-bool is_double(const py::object& x) {
-  return py::isinstance<py::array>(x) && py::dtype::of<double>().is(py::reinterpret_borrow<py::array>(x).dtype());
+template <typename T>
+bool is_of(const py::object& x) {
+  return py::isinstance<py::array>(x) && py::dtype::of<T>().is(py::reinterpret_borrow<py::array>(x).dtype());
 }
 
-struct Sizes {
-  std::int64_t batch, height, width;
-};
+bool is_double(const py::object& x) { return is_of<double>(x); }
+
+// x (B, H, W, D), whose dtype says what else is expected.
+template <typename T>
+cpu::Map map_of(const py::object& x_, std::int64_t& channels) {
+  const py::array x = checked_shape(x_, "x", {-1, -1, -1, -1});
+  channels = x.shape(3);
+  cpu::Map map{x.data(), cpu::S_F64, x.shape(0), x.shape(1), x.shape(2)};
+  if (sizeof(T) == 8) return map;
+  const py::dtype dtype = x.dtype();
+  if (is_of<float>(x_)) {
+    map.storage = cpu::S_F32;
+  } else if (dtype.is(py::dtype("float16"))) {
+    map.storage = cpu::S_F16;
+  } else if (is_of<std::uint16_t>(x_)) {
+    map.storage = cpu::S_BF16;
+  } else {
+    throw_dtype(x, "x", "float16, uint16 (for bfloat16), float32 or float64");
+  }
+  return map;
+}
 
 template <typename T>
-cpu::Ss2dWeights<T> weights_of(const py::object& x_, const py::object& projection_, const py::object& dt_weight_,
-                               const py::object& dt_bias, const py::object& a_logs_, const py::object& skip,
-                               Sizes& sizes) {
-  const py::array x = checked<T>(x_, "x", {-1, -1, -1, -1});
-  sizes = {x.shape(0), x.shape(1), x.shape(2)};
-  const std::int64_t channels = x.shape(3);
+cpu::Ss2dWeights<T> weights_of(std::int64_t channels, const py::object& projection_, const py::object& dt_weight_,
+                               const py::object& dt_bias, const py::object& a_logs_, const py::object& skip) {
   const py::array dt_weight = checked<T>(dt_weight_, "dt_projs_weight", {4, channels, -1});
   const py::array a_logs = checked<T>(a_logs_, "A_logs", {4 * channels, -1});
   const std::int64_t rank = dt_weight.shape(2);
   const std::int64_t states = a_logs.shape(1);
+  check_states(states, "A_logs");
   return {read<T>(projection_, "x_proj_weight", {4, rank + 2 * states, channels}),
           static_cast<const T*>(dt_weight.data()),
           read<T>(dt_bias, "dt_projs_bias", {4, channels}),
@@ -103,53 +140,56 @@ cpu::Ss2dWeights<T> weights_of(const py::object& x_, const py::object& projectio
 template <typename T>
 void selective_scan_2d(const py::object& x_, const py::object& projection, const py::object& dt_weight,
                        const py::object& dt_bias, const py::object& a_logs, const py::object& skip,
-                       const py::object& out, int threads_) {
-  Sizes s;
-  const auto weights = weights_of<T>(x_, projection, dt_weight, dt_bias, a_logs, skip, s);
-  const T* x = read<T>(x_, "x", {-1, -1, -1, -1});
-  T* y = write<T>(out, "out", {s.batch, s.height, s.width, weights.channels});
-  if (x == y) throw py::value_error("out is x itself; pass an array of its own");
+                       const py::object& out_, int threads_) {
+  std::int64_t channels;
+  const cpu::Map x = map_of<T>(x_, channels);
+  const auto weights = weights_of<T>(channels, projection, dt_weight, dt_bias, a_logs, skip);
+  py::array out = checked_shape(out_, "out", {x.batch, x.height, x.width, channels});
+  const py::dtype expected = py::reinterpret_borrow<py::array>(x_).dtype();
+  if (!out.dtype().is(expected)) throw_dtype(out, "out", "x's, " + std::string(py::str(expected)));
+  void* y = writable(out, "out");
+  if (x.values == y) throw py::value_error("out is x itself; pass an array of its own");
   const std::size_t threads = check_threads(threads_);
   py::gil_scoped_release unlocked;
-  cpu::selective_scan_2d(x, weights, s.batch, s.height, s.width, y, threads);
+  cpu::selective_scan_2d(x, weights, y, threads);
 }
 
-std::int64_t lines_of(int direction, const Sizes& s) {
+std::int64_t lines_of(int direction, const cpu::Map& x) {
   if (direction < 0 || direction > 3) {
     throw py::value_error("direction is " + std::to_string(direction) + "; expected 0, 1, 2 or 3");
   }
-  return direction % 2 == 0 ? s.height : s.width;
+  return direction % 2 == 0 ? x.height : x.width;
 }
 
 template <typename T>
 void summarise_lines(const py::object& x_, const py::object& projection, const py::object& dt_weight,
                      const py::object& dt_bias, const py::object& a_logs, const py::object& skip, int direction,
                      const py::object& sums_, const py::object& ends_, int threads_) {
-  Sizes s;
-  const auto weights = weights_of<T>(x_, projection, dt_weight, dt_bias, a_logs, skip, s);
-  const T* x = read<T>(x_, "x", {-1, -1, -1, -1});
-  const std::int64_t lines = lines_of(direction, s);
-  T* sums = write<T>(sums_, "sums", {s.batch, lines, weights.channels});
-  T* ends = write<T>(ends_, "ends", {s.batch, lines, weights.channels, weights.states});
+  std::int64_t channels;
+  const cpu::Map x = map_of<T>(x_, channels);
+  const auto weights = weights_of<T>(channels, projection, dt_weight, dt_bias, a_logs, skip);
+  const std::int64_t lines = lines_of(direction, x);
+  T* sums = write<T>(sums_, "sums", {x.batch, lines, channels});
+  T* ends = write<T>(ends_, "ends", {x.batch, lines, channels, weights.states});
   const std::size_t threads = check_threads(threads_);
   py::gil_scoped_release unlocked;
-  cpu::summarise_lines(x, weights, s.batch, s.height, s.width, direction, sums, ends, threads);
+  cpu::summarise_lines(x, weights, direction, sums, ends, threads);
 }
 
 template <typename T>
 void scan_lines(const py::object& x_, const py::object& projection, const py::object& dt_weight,
                 const py::object& dt_bias, const py::object& a_logs, const py::object& skip, int direction,
                 const py::object& states_, const py::object& out, int threads_) {
-  Sizes s;
-  const auto weights = weights_of<T>(x_, projection, dt_weight, dt_bias, a_logs, skip, s);
-  const T* x = read<T>(x_, "x", {-1, -1, -1, -1});
-  const std::int64_t lines = lines_of(direction, s);
-  T* states = write<T>(states_, "states", {s.batch, lines, weights.channels, weights.states});
-  T* y = write<T>(out, "out", {s.batch, s.height, s.width, weights.channels});
-  if (x == y) throw py::value_error("out is x itself; pass an array of its own");
+  std::int64_t channels;
+  const cpu::Map x = map_of<T>(x_, channels);
+  const auto weights = weights_of<T>(channels, projection, dt_weight, dt_bias, a_logs, skip);
+  const std::int64_t lines = lines_of(direction, x);
+  T* states = write<T>(states_, "states", {x.batch, lines, channels, weights.states});
+  T* y = write<T>(out, "out", {x.batch, x.height, x.width, channels});
+  if (x.values == y) throw py::value_error("out is x itself; pass an array of its own");
   const std::size_t threads = check_threads(threads_);
   py::gil_scoped_release unlocked;
-  cpu::scan_lines(x, weights, s.batch, s.height, s.width, direction, states, y, threads);
+  cpu::scan_lines(x, weights, direction, states, y, threads);
 }
 
 template <typename T>
@@ -160,6 +200,7 @@ void selective_scan(const py::object& u_, const py::object& delta, const py::obj
   const std::int64_t batch = u.shape(0), length = u.shape(1), channels = u.shape(2);
   const py::array a = checked<T>(a_, "A", {channels, -1});
   const std::int64_t states = a.shape(1);
+  check_states(states, "A");
   const py::array b = checked<T>(b_, "B", {batch, -1, length, states});
   const std::int64_t groups = b.shape(1);
   if (channels % groups != 0) {
@@ -214,7 +255,8 @@ void bind_scan(py::module_& m) {
       py::arg("x"), py::arg("x_proj_weight"), py::arg("dt_projs_weight"), py::arg("dt_projs_bias"), py::arg("A_logs"),
       py::arg("Ds"), py::arg("out"), py::arg("threads") = 1,
       "out (B, H, W, D) = the sum of the four directions of SS2D over x (B, H, W, D); see xrk.kernels.selective_scan_2d.\n"
-      "All arrays C-contiguous, of one dtype, float32 or float64. The result does not depend on threads.");
+      "All arrays C-contiguous; x and out of one dtype, float16, uint16 (the bits of bfloat16), float32 or float64; the\n"
+      "others float64 where x is, else float32. The result does not depend on threads.");
   m.def(
       "summarise_lines",
       [](Object x, Object projection, Object dt_weight, Object dt_bias, Object a_logs, Object skip, int direction,

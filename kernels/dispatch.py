@@ -13,7 +13,7 @@ An operator says once, where it is defined, what is meant to run it on which kin
 
 and takes it at each call, after its arguments have been checked::
 
-    path, code = dispatch.take("layer_norm", x.device)
+    path, code = dispatch.take("layer_norm", x.device, x.dtype)
     if path == "native":      # code is the function of xrk._native
         ...
     elif path == "triton":    # code is the module, its launchers inside
@@ -22,7 +22,8 @@ and takes it at each call, after its arguments have been checked::
         ...
 
 Where what was meant to run is not there (no extension, no Triton, no kernel for that device), the path is "reference"
-and the first call of that operator on that kind of device warns, with the reason.
+and the first call of that operator on that kind of device warns, with the reason. So it is for float64 where Triton's
+kernels are meant: they compute in float32, the reference exactly.
 """
 
 import functools
@@ -100,9 +101,9 @@ def path_of(op: str, device: str | torch.device | None = None) -> Path:
     return Path(path, why)
 
 
-def take(op: str, device: torch.device) -> tuple[str, Any]:
-    """The path of `op` for tensors on `device`, and its code: a function ("native"), a module ("triton") or None."""
-    return _take(op, device.type)
+def take(op: str, device: torch.device, dtype: torch.dtype | None = None) -> tuple[str, Any]:
+    """The path of `op` for tensors of `dtype` on `device`, and its code: a function ("native"), a module or None."""
+    return _take(op, device.type, dtype == torch.float64)
 
 
 def native() -> ModuleType | None:
@@ -117,8 +118,10 @@ def forget() -> None:
 
 
 @functools.cache
-def _take(op: str, device_type: str) -> tuple[str, Any]:
+def _take(op: str, device_type: str, exact: bool) -> tuple[str, Any]:
     path, code, why = _decide(op, device_type)
+    if path == "triton" and exact:
+        path, code, why = "reference", None, "Triton's kernels compute in float32; give float32 for speed"
     if path == "reference":
         message = f"xrk.kernels.{op} runs as its slow reference on {device_type}: {why}"
         warnings.warn(message, FallbackWarning, stacklevel=3)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from xrk.kernels import dispatch
 
 import xrk
 from xrk import _native, environment, radiograph
@@ -28,7 +29,8 @@ def test_info_is_plain_data_and_true():
     assert d["native"]["cuda"] == _native.HAVE_CUDA
     assert d["native"]["simd"] == _native.simd()
     assert Path(d["native"]["file"]).is_file()
-    assert d["kernels"]["pixels"]["path"] == radiograph.kernel_path()
+    assert d["kernels"]["cpu"]["pixels"]["path"] == radiograph.kernel_path()
+    assert set(d["kernels"]) == ({"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"})
     assert d["devices"][0]["device"] == "cpu"
     assert d["devices"][0]["memory"] is None or d["devices"][0]["memory"] > 2**28
     assert len(d["devices"]) == 1 + (torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -39,24 +41,50 @@ def test_the_path_taken_is_explained():
     before = _native.simd()
     try:
         _native.set_simd("baseline")
-        pixels = environment.info()["kernels"]["pixels"]
+        pixels = environment.info()["kernels"]["cpu"]["pixels"]
         assert "baseline" in pixels["path"]
         chosen = len(_native.supported_simd()) > 1
         assert pixels["why"].startswith("chosen by set_simd" if chosen else "the widest")
     finally:
         _native.set_simd(before)
-    assert environment.info()["kernels"]["pixels"]["why"].startswith("the widest")
+    assert environment.info()["kernels"]["cpu"]["pixels"]["why"].startswith("the widest")
 
 
-def test_an_absent_native_module_is_explained(monkeypatch):
+@pytest.fixture
+def decided_anew():
+    """Paths are decided once a process: tests that take something away have them decided again."""
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
+def test_every_operator_names_its_path_and_why(decided_anew, monkeypatch):
+    paths = environment.info()["kernels"]["cpu"]
+    assert list(paths) == ["pixels", *dispatch.ops()]
+    assert paths["selective_scan_2d"]["path"] == f"native ({_native.simd()})"
+    assert all(taken["path"] != "reference" and taken["why"] for taken in paths.values())
+    # A CUDA device without Triton: asked for, since the machine of these tests may have neither or both.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(environment, "_devices", lambda: [])
+    monkeypatch.setitem(sys.modules, "triton", None)
+    d = environment.info()
+    taken = d["kernels"]["cuda"]["layer_norm"]
+    assert taken["path"] == "reference" and "pip install triton" in taken["why"]
+    d["kernels"] = {"cuda": {"layer_norm": taken}}
+    assert "kernels on cuda  reference: layer_norm; Triton cannot be imported" in environment.format_info(d)
+
+
+def test_an_absent_native_module_is_explained(decided_anew, monkeypatch):
     monkeypatch.setattr(radiograph, "_native", None)
     monkeypatch.setitem(sys.modules, "xrk._native", None)
     monkeypatch.delattr(xrk, "_native", raising=False)
     d = environment.info()
     assert d["native"]["present"] is False
     assert "_native" in d["native"]["problem"]
-    assert d["kernels"]["pixels"]["path"] == "numpy"
-    assert "numpy does its work" in d["kernels"]["pixels"]["why"]
+    assert d["kernels"]["cpu"]["pixels"]["path"] == "numpy"
+    assert "numpy does its work" in d["kernels"]["cpu"]["pixels"]["why"]
+    layer_norm = d["kernels"]["cpu"]["layer_norm"]
+    assert layer_norm["path"] == "reference" and "xrk._native cannot be imported" in layer_norm["why"]
     assert "absent" in environment.format_info(d)
 
 
@@ -75,7 +103,8 @@ def test_format_info_says_it_all_in_lines():
     text = environment.format_info(d)
     assert f"torch {torch.__version__}" in text
     assert "cuda:0: a device, 3.0 GiB" in text
-    assert d["kernels"]["pixels"]["why"] in text
+    assert d["kernels"]["cpu"]["pixels"]["why"] in text
+    assert all(f" {op}" in text for op in dispatch.ops())
     assert all(name in text for name in d["models"])
     assert environment.format_info().splitlines()[0] == text.splitlines()[0]
 

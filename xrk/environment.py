@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 import xrk
+import xrk.kernels
 from xrk import radiograph
+from xrk.kernels import dispatch
 from xrk.loading import list_models
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tifffile", "tqdm", "triton", "imagecodecs")
@@ -24,7 +26,8 @@ def info() -> dict[str, Any]:
         devices: list of {"device": name for ``device=``, "description", "memory": bytes or None where unknown}
         native: {"present": bool, "file", "problem": why not, "simd": the path taken, "simd_supported": widest first,
             "cuda": whether CUDA kernels are compiled in}
-        kernels: dict of kernel family -> {"path", "why"}
+        kernels: dict of kind of device ("cpu", and "cuda" where there is one) -> dict of operator -> {"path", "why"};
+            "pixels" are the conversions of counts, the others are those of `xrk.kernels`
         codecs: {"imagecodecs": version or None, "note": what that means for TIFF files}
         models: names of the shipped models
     """
@@ -38,7 +41,7 @@ def info() -> dict[str, Any]:
         "threads": {"processors": _processors(), "torch": torch.get_num_threads()},
         "devices": _devices(),
         "native": native,
-        "kernels": {"pixels": {"path": radiograph.kernel_path(), "why": _why(native)}},
+        "kernels": _kernels(native),
         "codecs": {"imagecodecs": packages["imagecodecs"], "note": _codecs(packages["imagecodecs"])},
         "models": [card.name for card in list_models()],
     }
@@ -60,7 +63,7 @@ def format_info(description: dict[str, Any] | None = None) -> str:
         ("threads", f"{d['threads']['torch']} of torch on {d['threads']['processors']} processors"),
         *(("device", _device_line(device)) for device in d["devices"]),
         ("native", compiled),
-        *((f"kernels: {family}", f"{kernel['path']}; {kernel['why']}") for family, kernel in d["kernels"].items()),
+        *((f"kernels on {kind}", line) for kind, paths in d["kernels"].items() for line in _path_lines(paths)),
         ("codecs", d["codecs"]["note"]),
         ("models", ", ".join(d["models"]) or "none"),
     ]
@@ -71,6 +74,14 @@ def format_info(description: dict[str, Any] | None = None) -> str:
 def _device_line(device: dict[str, Any]) -> str:
     memory = "" if device["memory"] is None else f", {device['memory'] / 2**30:.1f} GiB"
     return f"{device['device']}: {device['description']}{memory}"
+
+
+def _path_lines(paths: dict[str, dict[str, str]]) -> list[str]:
+    """One line for each path and reason, with the operators that share it."""
+    operators: dict[tuple[str, str], list[str]] = {}
+    for operator, taken in paths.items():
+        operators.setdefault((taken["path"], taken["why"]), []).append(operator)
+    return [f"{path}: {', '.join(names)}; {why}" for (path, why), names in operators.items()]
 
 
 def _version(package: str) -> str | None:
@@ -120,6 +131,13 @@ def _native() -> dict[str, Any]:
         "simd_supported": module.supported_simd(),
         "cuda": module.HAVE_CUDA,
     }
+
+
+def _kernels(native: dict[str, Any]) -> dict[str, dict[str, dict[str, str]]]:
+    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    paths = {kind: {op: dispatch.path_of(op, kind)._asdict() for op in dispatch.ops()} for kind in kinds}
+    paths["cpu"] = {"pixels": {"path": radiograph.kernel_path(), "why": _why(native)}, **paths["cpu"]}
+    return paths
 
 
 def _why(native: dict[str, Any]) -> str:

@@ -65,8 +65,8 @@ const Layers& active_layers() {
 
 bool layer_norm(const LayerNormTask& task, Storage storage, std::size_t pixels, std::size_t threads) {
   const auto kernel = active_layers().layer_norm[storage];
-  return share(pixels, pixels * task.channels, threads, 2 * task.channels * compute_bytes(storage),
-               [&](std::size_t first, std::size_t last, void* scratch) { kernel(task, first, last, scratch); });
+  return share(pixels, pixels * task.channels, threads, 0,
+               [&](std::size_t first, std::size_t last, void*) { kernel(task, first, last); });
 }
 
 DepthwiseScratch depthwise_scratch(const DepthwiseTask& task, std::size_t value_bytes) {
@@ -75,8 +75,11 @@ DepthwiseScratch depthwise_scratch(const DepthwiseTask& task, std::size_t value_
   constexpr std::size_t cache = std::size_t{192} << 10;
   const std::size_t fitting = cache / (span * task.padded_channels * value_bytes);
   std::size_t tile = std::max<std::size_t>(fitting > halo ? fitting - halo : 0, 8 * halo);
-  tile = std::min(std::max<std::size_t>(tile, 16) / 4 * 4, (task.width + 3) / 4 * 4);
-  return {span * (tile + halo) * task.padded_channels + 4 * task.padded_channels, tile};
+  tile = std::max<std::size_t>(tile, 16);
+  // Tiles of one width, a whole number of blocks of 4 pixels.
+  const std::size_t tiles = (task.width + tile - 1) / tile;
+  tile = ((task.width + tiles - 1) / tiles + 3) / 4 * 4;
+  return {span * (tile + halo) * task.padded_channels, tile};
 }
 
 bool depthwise(const DepthwiseTask& task, Storage storage, std::size_t images, std::size_t threads) {
@@ -103,15 +106,17 @@ bool group_summarise(const GroupTask& task, Storage storage, std::size_t images,
   const auto kernel = active_layers().group_summarise[storage];
   const std::size_t chunks = (pixels + chunk_pixels - 1) / chunk_pixels;
   const std::size_t numbers = 3 * task.groups;
+  const std::size_t padded = (task.channels + channel_padding - 1) / channel_padding * channel_padding;
+  const std::size_t scratch = 3 * padded * compute_bytes(storage);
   std::vector<double> parts(images * chunks * numbers);
   const bool done = share(
-      images * chunks, images * pixels * task.channels, threads, 3 * task.channels * compute_bytes(storage),
-      [&](std::size_t first, std::size_t last, void* scratch) {
+      images * chunks, images * pixels * task.channels, threads, scratch,
+      [&](std::size_t first, std::size_t last, void* memory) {
         for (std::size_t i = first; i < last; ++i) {
           const std::size_t image = i / chunks, from = i % chunks * chunk_pixels;
           GroupTask one = task;
           one.x = at(task.x, image * pixels * task.channels * storage_bytes[storage]);
-          kernel(one, from, std::min(pixels, from + chunk_pixels), parts.data() + i * numbers, scratch);
+          kernel(one, from, std::min(pixels, from + chunk_pixels), parts.data() + i * numbers, memory);
         }
       });
   if (!done) return false;
@@ -134,8 +139,8 @@ bool group_summarise(const GroupTask& task, Storage storage, std::size_t images,
 bool group_apply(const GroupTask& task, Storage storage, std::size_t images, std::size_t pixels, std::size_t threads) {
   const auto kernel = active_layers().group_apply[storage];
   const std::size_t bytes = compute_bytes(storage);
-  return share(images * pixels, images * pixels * task.channels, threads, task.channels * bytes,
-               [&](std::size_t first, std::size_t last, void* scratch) {
+  return share(images * pixels, images * pixels * task.channels, threads, 0,
+               [&](std::size_t first, std::size_t last, void*) {
                  while (first < last) {
                    const std::size_t image = first / pixels, from = first - image * pixels;
                    const std::size_t to = std::min(pixels, from + (last - first));
@@ -148,7 +153,7 @@ bool group_apply(const GroupTask& task, Storage storage, std::size_t images, std
                    one.mean = at(task.mean, row);
                    one.mean_rest = at(task.mean_rest, row);
                    one.shift = at(task.shift, row);
-                   kernel(one, from, to, scratch);
+                   kernel(one, from, to);
                    first += to - from;
                  }
                });

@@ -6,15 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "storage.h"
+
 namespace xrk::cpu {
 
-// What a map's values are stored as.
-enum Storage : int { S_F32, S_F64, S_F16, S_BF16, STORAGES };
-
-constexpr std::size_t storage_bytes[STORAGES] = {4, 8, 2, 2};
-
 // Pixels i of x, gate and out start at i times their stride (in values). weight, bias (of the compute type) and gate may
-// be null. `scratch` holds 2 * channels values of the compute type.
+// be null.
 struct LayerNormTask {
   const void* x;
   const void* weight;
@@ -57,15 +54,16 @@ struct DepthwiseScratch {
 
 // One set of kernels, compiled for one instruction set.
 struct Layers {
-  void (*layer_norm[STORAGES])(const LayerNormTask&, std::size_t first, std::size_t last, void* scratch);
+  void (*layer_norm[STORAGES])(const LayerNormTask&, std::size_t first, std::size_t last);
   // Output rows [first, last).
   void (*depthwise[STORAGES])(const DepthwiseTask&, std::size_t first, std::size_t last, std::size_t tile,
                               void* scratch);
-  // The summaries of pixels [first, last), into state (groups, 3). `scratch` holds 3 * channels values.
+  // The summaries of pixels [first, last), into state (groups, 3). `scratch` holds 3 values for each channel,
+  // their number rounded up to channel_padding.
   void (*group_summarise[STORAGES])(const GroupTask&, std::size_t first, std::size_t last, double* state,
                                     void* scratch);
-  // Pixels [first, last). `scratch` holds channels values.
-  void (*group_apply[STORAGES])(const GroupTask&, std::size_t first, std::size_t last, void* scratch);
+  // Pixels [first, last).
+  void (*group_apply[STORAGES])(const GroupTask&, std::size_t first, std::size_t last);
 };
 
 const Layers& baseline_layers();

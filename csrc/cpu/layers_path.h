@@ -1,324 +1,212 @@
-// The layers' kernels in portable C++ with the compiler's vector types. Each layers_*.cpp includes this file once and is
-// compiled for its own instruction set.
+// The layers' kernels over vectors of channels. Each layers_*.cpp includes this file once and is compiled for its own
+// instruction set; all of it has internal linkage, as in pixels_path.h and for the same reason.
 //
-// As in pixels_path.h, all of it has internal linkage and nothing of the standard library with inline functions is
-// used. Sums run over a fixed number of lanes in a fixed order, so that all paths differ by fused multiply-adds alone.
+// Sums run over a fixed number of lanes in a fixed order, so that all paths differ by fused multiply-adds alone.
 #pragma once
 
 #include "layers.h"
-
-#if defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
-#endif
-
-#if defined(__clang__)
-#define XRK_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define XRK_INDEPENDENT _Pragma("GCC ivdep")
-#endif
+#include "vectors_path.h"
 
 namespace xrk::cpu {
 namespace {
 
-// --- storage <-> compute type -----------------------------------------------------------------------------------
-
-struct Half {
-  std::uint16_t bits;
-};
-struct Brain {
-  std::uint16_t bits;
-};
+template <typename S>
+constexpr std::size_t wide = lanes<Compute<S>>;
 
 template <typename T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
+inline Vector<T> silu_of(Vector<T> v) {
+  return v / (exp2_of<T>(v * static_cast<T>(-1.4426950408889634074)) + static_cast<T>(1));
+}
+
+// The first `left` lanes of `some`, the others of `rest`.
 template <typename T>
-using Compute = typename ComputeOf<T>::type;
-
-inline std::uint32_t bits_of(float v) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &v, 4);
-  return bits;
-}
-inline float of_bits(std::uint32_t bits) {
-  float v;
-  __builtin_memcpy(&v, &bits, 4);
-  return v;
+inline Vector<T> joined(Vector<T> some, Vector<T> rest, std::int64_t left) {
+  T values[lanes<T>];
+  store(values, rest);
+  store_some(values, some, left);
+  return load(values);
 }
 
-inline float load(float v) { return v; }
-inline double load(double v) { return v; }
-inline float load(Brain v) { return of_bits(static_cast<std::uint32_t>(v.bits) << 16); }
-inline float load(Half v) {
-  // Exponent and mantissa moved into place, then rebased by a product, which is exact and does subnormals too.
-  const std::uint32_t magnitude = static_cast<std::uint32_t>(v.bits & 0x7fffu) << 13;
-  const std::uint32_t sign = static_cast<std::uint32_t>(v.bits & 0x8000u) << 16;
-  std::uint32_t bits = bits_of(of_bits(magnitude) * 0x1p112f);
-  bits |= magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
-  return of_bits(bits | sign);
-}
-
-inline void store(float& out, float v) { out = v; }
-inline void store(double& out, double v) { out = v; }
-inline void store(Brain& out, float v) {
-  const std::uint32_t bits = bits_of(v);
-  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out.bits = static_cast<std::uint16_t>(v == v ? rounded : 0x7fc0u);
-}
-inline void store(Half& out, float v) {
-  const std::uint32_t bits = bits_of(v);
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  const std::uint32_t magnitude = bits & 0x7fffffffu;
-  // Below the smallest normal half the sum with 0.5 rounds to multiples of 2**-24, half to even, by itself.
-  const std::uint32_t subnormal = bits_of(of_bits(magnitude) + 0.5f) - 0x3f000000u;
-  const std::uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  std::uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x47800000u ? 0x7c00u : half;
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
-  out.bits = static_cast<std::uint16_t>(half | sign);
-}
-
-template <typename T>
-void load_span(const T* x, Compute<T>* out, std::size_t count) {
-  XRK_INDEPENDENT
-  for (std::size_t i = 0; i < count; ++i) out[i] = load(x[i]);
-}
-
-template <typename T>
-void store_span(const Compute<T>* x, T* out, std::size_t count) {
-  XRK_INDEPENDENT
-  for (std::size_t i = 0; i < count; ++i) store(out[i], x[i]);
-}
-
-// --- SiLU ---------------------------------------------------------------------------------------------------------
-
-// exp(v) to 1e-7 of itself. Cody and Waite's reduction, then a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
-inline float exponential(float v) {
-  const float limited = v < -87.0f ? -87.0f : (v > 88.0f ? 88.0f : v);
-  const float shifted = limited * 1.44269504f + 12582912.0f;
-  const float n = shifted - 12582912.0f;
-  float r = limited - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const float scaled = p * of_bits((bits_of(shifted) << 23) + 0x3f800000u);
-  return v > 88.0f ? __builtin_inff() : scaled;
-}
-inline double exponential(double v) { return __builtin_exp(v); }
-
-template <typename A>
-inline A silu(A v) {
-  return v / (A{1} + exponential(-v));
+// What a row of `channels` still has from channel c on.
+inline std::int64_t left_of(std::size_t channels, std::size_t c) {
+  return static_cast<std::int64_t>(channels) - static_cast<std::int64_t>(c);
 }
 
 // --- layer_norm ---------------------------------------------------------------------------------------------------
 
 constexpr std::size_t sum_lanes = 16;
+template <typename T>
+constexpr std::size_t sum_vectors = sum_lanes / lanes<T>;
 
-template <typename A>
-inline A sum_of_lanes(const A* lanes) {
-  A a[sum_lanes];
-  for (std::size_t j = 0; j < sum_lanes; ++j) a[j] = lanes[j];
+template <typename T>
+inline T sum_of_lanes(const Vector<T>* sums) {
+  alignas(64) T a[sum_lanes];
+  for (std::size_t v = 0; v < sum_vectors<T>; ++v) store(a + v * lanes<T>, sums[v]);
   for (std::size_t half = sum_lanes / 2; half > 0; half /= 2) {
     for (std::size_t j = 0; j < half; ++j) a[j] += a[j + half];
   }
   return a[0];
 }
 
-template <typename T>
-void layer_norm_pixels(const LayerNormTask& task, std::size_t first, std::size_t last, void* scratch_) {
-  using A = Compute<T>;
+// The sum over a row of channels of term(x), its lanes in the order of the channels.
+template <typename S, typename Term>
+inline Compute<S> sum_of_row(const S* x, std::size_t channels, const Term& term) {
+  using A = Compute<S>;
+  using V = Vector<A>;
+  V sums[sum_vectors<A>] = {};
+  std::size_t c = 0;
+  for (; c + sum_lanes <= channels; c += sum_lanes) {
+    for (std::size_t v = 0; v < sum_vectors<A>; ++v) sums[v] = term(load(x + c + v * wide<S>), sums[v]);
+  }
+  for (std::size_t v = 0; c < channels; ++v, c += wide<S>) {
+    const std::int64_t left = left_of(channels, c);
+    sums[v] = joined<A>(term(load_some(x + c, left), sums[v]), sums[v], left);
+  }
+  return sum_of_lanes<A>(sums);
+}
+
+// Pixels that are taken together, so that one's sums need not wait for another's.
+constexpr std::size_t pixels_together = 4;
+
+template <typename S>
+void layer_norm_pixels(const LayerNormTask& task, std::size_t first, std::size_t last) {
+  using A = Compute<S>;
+  using V = Vector<A>;
   const std::size_t channels = task.channels;
-  const std::size_t whole = channels / sum_lanes * sum_lanes;
-  A* const d = static_cast<A*>(scratch_);
-  A* const g = d + channels;
-  const A* weight = static_cast<const A*>(task.weight);
-  const A* bias = static_cast<const A*>(task.bias);
-  for (std::size_t pixel = first; pixel < last; ++pixel) {
-    const T* x = static_cast<const T*>(task.x) + pixel * task.x_stride;
-    T* out = static_cast<T*>(task.out) + pixel * channels;
+  const A* const weight = static_cast<const A*>(task.weight);
+  const A* const bias = static_cast<const A*>(task.bias);
+  for (std::size_t pixel = first; pixel < last; pixel += pixels_together) {
+    const std::size_t count = last - pixel < pixels_together ? last - pixel : pixels_together;
+    const S* const x = static_cast<const S*>(task.x) + pixel * task.x_stride;
     // Deviations from the first channel, which are as exact as the values, however large their common mean is.
-    const A base = load(x[0]);
-    A lanes[sum_lanes] = {};
-    for (std::size_t c = 0; c < whole; c += sum_lanes) {
-      for (std::size_t j = 0; j < sum_lanes; ++j) {
-        const A v = load(x[c + j]) - base;
-        d[c + j] = v;
-        lanes[j] += v;
+    V base[pixels_together], mean[pixels_together], scale[pixels_together];
+    for (std::size_t p = 0; p < count; ++p) {
+      const S* row = x + p * task.x_stride;
+      const V from = spread<A>(load_some(row, 1)[0]);
+      const A sum = sum_of_row(row, channels, [&](V v, V sums) { return sums + (v - from); });
+      base[p] = from;
+      mean[p] = spread<A>(sum / static_cast<A>(channels));
+    }
+    for (std::size_t p = 0; p < count; ++p) {
+      const V from = base[p], middle = mean[p];
+      const A sum = sum_of_row(x + p * task.x_stride, channels, [&](V v, V sums) {
+        const V d = (v - from) - middle;
+        return madd(d, d, sums);
+      });
+      const double variance = static_cast<double>(sum) / static_cast<double>(channels);
+      scale[p] = spread<A>(static_cast<A>(1.0 / __builtin_sqrt(variance + task.eps)));
+    }
+    for (std::size_t p = 0; p < count; ++p) {
+      const S* const row = x + p * task.x_stride;
+      const S* const gate = static_cast<const S*>(task.gate) + (task.gate ? (pixel + p) * task.gate_stride : 0);
+      S* const out = static_cast<S*>(task.out) + (pixel + p) * channels;
+      for (std::size_t c = 0; c < channels; c += wide<S>) {
+        const std::int64_t left = left_of(channels, c);
+        const V d = (load_some(row + c, left) - base[p]) - mean[p];
+        V y = d * (weight ? scale[p] * load_some(weight + c, left) : scale[p]);
+        if (bias) y = y + load_some(bias + c, left);
+        if (gate) y = y * silu_of<A>(load_some(gate + c, left));
+        store_some(out + c, y, left);
       }
     }
-    for (std::size_t c = whole; c < channels; ++c) {
-      d[c] = load(x[c]) - base;
-      lanes[c - whole] += d[c];
-    }
-    const A mean = sum_of_lanes(lanes) / static_cast<A>(channels);
-    A squares[sum_lanes] = {};
-    for (std::size_t c = 0; c < whole; c += sum_lanes) {
-      for (std::size_t j = 0; j < sum_lanes; ++j) {
-        const A v = d[c + j] - mean;
-        d[c + j] = v;
-        squares[j] += v * v;
-      }
-    }
-    for (std::size_t c = whole; c < channels; ++c) {
-      d[c] = d[c] - mean;
-      squares[c - whole] += d[c] * d[c];
-    }
-    const double variance = static_cast<double>(sum_of_lanes(squares)) / static_cast<double>(channels);
-    const A scale = static_cast<A>(1.0 / __builtin_sqrt(variance + task.eps));
-    if (weight) {
-      XRK_INDEPENDENT
-      for (std::size_t c = 0; c < channels; ++c) d[c] = d[c] * (scale * weight[c]);
-    } else {
-      XRK_INDEPENDENT
-      for (std::size_t c = 0; c < channels; ++c) d[c] = d[c] * scale;
-    }
-    if (bias) {
-      XRK_INDEPENDENT
-      for (std::size_t c = 0; c < channels; ++c) d[c] = d[c] + bias[c];
-    }
-    if (task.gate) {
-      const T* gate = static_cast<const T*>(task.gate) + pixel * task.gate_stride;
-      load_span(gate, g, channels);
-      XRK_INDEPENDENT
-      for (std::size_t c = 0; c < channels; ++c) d[c] = d[c] * silu(g[c]);
-    }
-    store_span(d, out, channels);
   }
 }
 
 // --- depthwise_conv2d ---------------------------------------------------------------------------------------------
 
-#if defined(__AVX512F__)
-constexpr std::size_t vector_bytes = 64;
-#elif defined(__AVX2__)
-constexpr std::size_t vector_bytes = 32;
-#else
-constexpr std::size_t vector_bytes = 16;
-#endif
-
-// Loads and stores may be unaligned.
-typedef float FloatVector __attribute__((vector_size(vector_bytes), aligned(4), may_alias));
-typedef double DoubleVector __attribute__((vector_size(vector_bytes), aligned(8), may_alias));
-
-template <typename A>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = FloatVector;
-};
-template <>
-struct VectorOf<double> {
-  using type = DoubleVector;
-};
-
-#if defined(__AVX512F__)
-inline FloatVector multiply_add(FloatVector a, FloatVector b, FloatVector c) { return _mm512_fmadd_ps(a, b, c); }
-inline DoubleVector multiply_add(DoubleVector a, DoubleVector b, DoubleVector c) { return _mm512_fmadd_pd(a, b, c); }
-#elif defined(__AVX2__) && defined(__FMA__)
-inline FloatVector multiply_add(FloatVector a, FloatVector b, FloatVector c) { return _mm256_fmadd_ps(a, b, c); }
-inline DoubleVector multiply_add(DoubleVector a, DoubleVector b, DoubleVector c) { return _mm256_fmadd_pd(a, b, c); }
-#else
-template <typename V>
-inline V multiply_add(V a, V b, V c) {
-  return a * b + c;
-}
-#endif
-
-// `pixels` (at most 4) output pixels next to each other, one vector of channels: all taps from registers or L1.
-template <typename A, std::size_t pixels>
-inline void depthwise_block(const A* const* rows, std::size_t kernel, std::size_t dilation, std::size_t stride,
-                            const A* weight, const A* bias, A* out) {
-  using V = typename VectorOf<A>::type;
-  V sums[pixels];
-  for (std::size_t p = 0; p < pixels; ++p) sums[p] = *reinterpret_cast<const V*>(bias);
-  for (std::size_t ky = 0; ky < kernel; ++ky) {
-    for (std::size_t kx = 0; kx < kernel; ++kx) {
-      const V w = *reinterpret_cast<const V*>(weight + (ky * kernel + kx) * stride);
-      const A* x = rows[ky] + kx * dilation * stride;
-      for (std::size_t p = 0; p < pixels; ++p) {
-        sums[p] = multiply_add(*reinterpret_cast<const V*>(x + p * stride), w, sums[p]);
-      }
+// One vector of channels of PIXELS output pixels next to each other: all taps from registers or the first cache.
+template <typename S, std::size_t KERNEL, std::size_t PIXELS, bool SILU>
+inline void depthwise_block(const Compute<S>* const* rows, std::size_t dilation, std::size_t stride,
+                            const Compute<S>* weight, const Compute<S>* bias, S* out, std::size_t channels,
+                            std::int64_t left) {
+  using A = Compute<S>;
+  using V = Vector<A>;
+  V sums[PIXELS];
+  for (std::size_t p = 0; p < PIXELS; ++p) sums[p] = load(bias);
+#pragma GCC unroll 5
+  for (std::size_t ky = 0; ky < KERNEL; ++ky) {
+    const A* x = rows[ky];
+#pragma GCC unroll 5
+    for (std::size_t kx = 0; kx < KERNEL; ++kx, x += dilation * stride) {
+      const V w = load(weight + (ky * KERNEL + kx) * stride);
+#pragma GCC unroll 4
+      for (std::size_t p = 0; p < PIXELS; ++p) sums[p] = madd(load(x + p * stride), w, sums[p]);
     }
   }
-  for (std::size_t p = 0; p < pixels; ++p) *reinterpret_cast<V*>(out + p * stride) = sums[p];
+#pragma GCC unroll 4
+  for (std::size_t p = 0; p < PIXELS; ++p) store_some(out + p * channels, SILU ? silu_of<A>(sums[p]) : sums[p], left);
 }
 
-template <typename T>
-void depthwise_rows(const DepthwiseTask& task, std::size_t first, std::size_t last, std::size_t tile, void* scratch_) {
-  using A = Compute<T>;
-  constexpr std::size_t lanes = vector_bytes / sizeof(A);
+template <typename S, std::size_t KERNEL, bool SILU>
+void depthwise_row(const DepthwiseTask& task, const Compute<S>* const* rows, std::size_t columns, S* out) {
+  using A = Compute<S>;
   const std::size_t channels = task.channels, stride = task.padded_channels;
-  const std::size_t kernel = task.kernel, dilation = task.dilation;
-  const std::size_t radius = (kernel - 1) / 2 * dilation, span = 2 * radius + 1;
+  const A* const weight = static_cast<const A*>(task.weight);
+  const A* const bias = static_cast<const A*>(task.bias);
+  for (std::size_t column = 0; column < columns;) {
+    const std::size_t pixels = columns - column < 4 ? 1 : 4;
+    for (std::size_t c = 0; c < channels; c += wide<S>) {
+      const A* at[KERNEL];
+      for (std::size_t ky = 0; ky < KERNEL; ++ky) at[ky] = rows[ky] + column * stride + c;
+      S* const to = out + column * channels + c;
+      const std::int64_t left = left_of(channels, c);
+      if (pixels == 4) {
+        depthwise_block<S, KERNEL, 4, SILU>(at, task.dilation, stride, weight + c, bias + c, to, channels, left);
+      } else {
+        depthwise_block<S, KERNEL, 1, SILU>(at, task.dilation, stride, weight + c, bias + c, to, channels, left);
+      }
+    }
+    column += pixels;
+  }
+}
+
+// `pixels` pixels of `channels` values, `stride` apart in `to` and zeros between.
+template <typename S>
+void unpack(const S* from, std::size_t pixels, std::size_t channels, Compute<S>* to, std::size_t stride) {
+  if (sizeof(S) == sizeof(Compute<S>) && channels == stride) {
+    __builtin_memcpy(to, from, pixels * channels * sizeof(S));
+    return;
+  }
+  for (std::size_t i = 0; i < pixels; ++i, from += channels, to += stride) {
+    for (std::size_t c = 0; c < stride; c += wide<S>) store(to + c, load_some(from + c, left_of(channels, c)));
+  }
+}
+
+template <typename S>
+void depthwise_rows(const DepthwiseTask& task, std::size_t first, std::size_t last, std::size_t tile, void* scratch_) {
+  using A = Compute<S>;
+  const std::size_t channels = task.channels, stride = task.padded_channels, kernel = task.kernel;
+  const std::size_t radius = (kernel - 1) / 2 * task.dilation, span = 2 * radius + 1;
   const std::size_t row_values = (tile + 2 * radius) * stride;
   A* const ring = static_cast<A*>(scratch_);  // `span` input rows of the tile, padded with zeros all round
-  A* const result = ring + span * row_values;
-  const A* weight = static_cast<const A*>(task.weight);
-  const A* bias = static_cast<const A*>(task.bias);
-  const T* const image = static_cast<const T*>(task.x);
-  T* const target = static_cast<T*>(task.out);
+  const S* const image = static_cast<const S*>(task.x);
+  S* const target = static_cast<S*>(task.out);
+  const auto run = kernel == 3 ? (task.silu ? depthwise_row<S, 3, true> : depthwise_row<S, 3, false>)
+                               : (task.silu ? depthwise_row<S, 5, true> : depthwise_row<S, 5, false>);
   for (std::size_t left = 0; left < task.width; left += tile) {
     const std::size_t columns = left + tile < task.width ? tile : task.width - left;
+    // The tile's columns that are inside the image, counted with the padding on its left.
+    const std::size_t begin = left < radius ? radius - left : 0;
+    const std::size_t beyond = left + columns + radius > task.width ? left + columns + radius - task.width : 0;
+    const std::size_t end = columns + 2 * radius - beyond;
     // Padded row `row + radius` (so that none is negative) into its place in the ring.
     const auto fill = [&](std::size_t padded_row) {
-      A* to = ring + padded_row % span * row_values;
-      const bool inside = padded_row >= radius && padded_row - radius < task.height;
-      if (!inside) {
+      A* const to = ring + padded_row % span * row_values;
+      if (padded_row < radius || padded_row - radius >= task.height) {
         __builtin_memset(to, 0, (columns + 2 * radius) * stride * sizeof(A));
         return;
       }
-      const T* from = image + (padded_row - radius) * task.width * channels;
-      for (std::size_t i = 0; i < columns + 2 * radius; ++i, to += stride) {
-        const std::size_t padded_column = left + i;
-        if (padded_column < radius || padded_column - radius >= task.width) {
-          __builtin_memset(to, 0, stride * sizeof(A));
-        } else {
-          load_span(from + (padded_column - radius) * channels, to, channels);
-          for (std::size_t c = channels; c < stride; ++c) to[c] = A{0};
-        }
-      }
+      const S* const from = image + ((padded_row - radius) * task.width + left + begin - radius) * channels;
+      __builtin_memset(to, 0, begin * stride * sizeof(A));
+      unpack(from, end - begin, channels, to + begin * stride, stride);
+      __builtin_memset(to + end * stride, 0, beyond * stride * sizeof(A));
     };
     for (std::size_t row = first; row < first + span - 1; ++row) fill(row);
     for (std::size_t row = first; row < last; ++row) {
       fill(row + span - 1);
       const A* rows[5] = {};
-      for (std::size_t ky = 0; ky < kernel; ++ky) rows[ky] = ring + (row + ky * dilation) % span * row_values;
-      T* out = target + (row * task.width + left) * channels;
-      for (std::size_t column = 0; column < columns; column += 4) {
-        const std::size_t pixels = columns - column < 4 ? columns - column : 4;
-        const A* here[5];
-        for (std::size_t ky = 0; ky < kernel; ++ky) here[ky] = rows[ky] + column * stride;
-        for (std::size_t c = 0; c < stride; c += lanes) {
-          const A* at[5];
-          for (std::size_t ky = 0; ky < kernel; ++ky) at[ky] = here[ky] + c;
-          if (pixels == 4) {
-            depthwise_block<A, 4>(at, kernel, dilation, stride, weight + c, bias + c, result + c);
-          } else {
-            for (std::size_t p = 0; p < pixels; ++p) {
-              depthwise_block<A, 1>(at, kernel, dilation, stride, weight + c, bias + c, result + p * stride + c);
-              for (std::size_t ky = 0; ky < kernel; ++ky) at[ky] += stride;
-            }
-          }
-        }
-        if (task.silu) {
-          XRK_INDEPENDENT
-          for (std::size_t i = 0; i < pixels * stride; ++i) result[i] = silu(result[i]);
-        }
-        for (std::size_t p = 0; p < pixels; ++p) {
-          store_span(result + p * stride, out + (column + p) * channels, channels);
-        }
-      }
+      for (std::size_t ky = 0; ky < kernel; ++ky) rows[ky] = ring + (row + ky * task.dilation) % span * row_values;
+      run(task, rows, columns, target + (row * task.width + left) * channels);
     }
   }
 }
@@ -336,23 +224,36 @@ inline void merge_moments(double* into, double count, double mean, double square
 }
 
 // Sums of deviations from the first pixel's value of each channel, so that a large common mean costs no digits.
-template <typename T>
-void group_summarise_pixels(const GroupTask& task, std::size_t first, std::size_t last, double* state,
-                            void* scratch_) {
-  using A = Compute<T>;
+template <typename S>
+void group_summarise_pixels(const GroupTask& task, std::size_t first, std::size_t last, double* state, void* scratch_) {
+  using A = Compute<S>;
+  using V = Vector<A>;
+  constexpr std::size_t block = 16;  // pixels whose rows stay in the first cache while all channels go over them
   const std::size_t channels = task.channels, width = channels / task.groups;
+  // One vector more than there are channels may be written to.
+  const std::size_t room = (channels + wide<S> - 1) / wide<S> * wide<S>;
   A* const base = static_cast<A*>(scratch_);
-  A* const sums = base + channels;
-  A* const squares = sums + channels;
-  const T* x = static_cast<const T*>(task.x) + first * channels;
-  load_span(x, base, channels);
-  for (std::size_t c = 0; c < channels; ++c) sums[c] = squares[c] = A{0};
-  for (std::size_t pixel = first; pixel < last; ++pixel, x += channels) {
-    XRK_INDEPENDENT
-    for (std::size_t c = 0; c < channels; ++c) {
-      const A d = load(x[c]) - base[c];
-      sums[c] += d;
-      squares[c] += d * d;
+  A* const sums = base + room;
+  A* const squares = sums + room;
+  const S* const x = static_cast<const S*>(task.x) + first * channels;
+  for (std::size_t c = 0; c < channels; c += wide<S>) {
+    store(base + c, load_some(x + c, left_of(channels, c)));
+    store(sums + c, V{});
+    store(squares + c, V{});
+  }
+  for (std::size_t from = 0; from < last - first; from += block) {
+    const std::size_t to = last - first - from < block ? last - first : from + block;
+    for (std::size_t c = 0; c < channels; c += wide<S>) {
+      const std::int64_t left = left_of(channels, c);
+      const V middle = load(base + c);
+      V sum = load(sums + c), square = load(squares + c);
+      for (std::size_t pixel = from; pixel < to; ++pixel) {
+        const V d = load_some(x + pixel * channels + c, left) - middle;
+        sum = sum + d;
+        square = madd(d, d, square);
+      }
+      store(sums + c, sum);
+      store(squares + c, square);
     }
   }
   const double count = static_cast<double>(last - first);
@@ -368,27 +269,24 @@ void group_summarise_pixels(const GroupTask& task, std::size_t first, std::size_
   }
 }
 
-template <typename T>
-void group_apply_pixels(const GroupTask& task, std::size_t first, std::size_t last, void* scratch_) {
-  using A = Compute<T>;
+template <typename S>
+void group_apply_pixels(const GroupTask& task, std::size_t first, std::size_t last) {
+  using A = Compute<S>;
+  using V = Vector<A>;
   const std::size_t channels = task.channels;
-  A* const row = static_cast<A*>(scratch_);
-  const A* scale = static_cast<const A*>(task.scale);
-  const A* mean = static_cast<const A*>(task.mean);
-  const A* rest = static_cast<const A*>(task.mean_rest);
-  const A* shift = static_cast<const A*>(task.shift);
+  const A* const scale = static_cast<const A*>(task.scale);
+  const A* const mean = static_cast<const A*>(task.mean);
+  const A* const rest = static_cast<const A*>(task.mean_rest);
+  const A* const shift = static_cast<const A*>(task.shift);
   for (std::size_t pixel = first; pixel < last; ++pixel) {
-    const T* x = static_cast<const T*>(task.x) + pixel * channels;
-    T* out = static_cast<T*>(task.out) + pixel * channels;
-    XRK_INDEPENDENT
-    for (std::size_t c = 0; c < channels; ++c) {
-      row[c] = ((load(x[c]) - mean[c]) - rest[c]) * scale[c] + shift[c];
+    const S* const x = static_cast<const S*>(task.x) + pixel * channels;
+    S* const out = static_cast<S*>(task.out) + pixel * channels;
+    for (std::size_t c = 0; c < channels; c += wide<S>) {
+      const std::int64_t left = left_of(channels, c);
+      const V d = (load_some(x + c, left) - load_some(mean + c, left)) - load_some(rest + c, left);
+      const V y = madd(d, load_some(scale + c, left), load_some(shift + c, left));
+      store_some(out + c, task.silu ? silu_of<A>(y) : y, left);
     }
-    if (task.silu) {
-      XRK_INDEPENDENT
-      for (std::size_t c = 0; c < channels; ++c) row[c] = silu(row[c]);
-    }
-    store_span(row, out, channels);
   }
 }
 

@@ -63,6 +63,12 @@ Way way_of(int k, std::int64_t height, std::int64_t width) {
   return {width, height, end, -1, -width};
 }
 
+// As one line, where the next line's first pixel is a step away from the last one.
+Way flattened(const Way& way) {
+  if (way.line != way.step * way.steps) return way;
+  return {1, way.lines * way.steps, way.first, 0, way.step};
+}
+
 // One direction's weights as the kernels want them: padded to whole vectors, states before channels.
 template <typename T>
 struct Prepared {
@@ -112,16 +118,19 @@ Prepared<T> prepare(const Ss2dWeights<T>& w, int k) {
   return out;
 }
 
+template <typename T>
+constexpr Storage storage_of = sizeof(T) == 8 ? S_F64 : S_F32;
+
 // Everything of a walk that all lines of one direction share.
 template <typename T>
-Walk<T> start_walk(const Ss2dWeights<T>& w, const Prepared<T>& p, const T* x, T* y) {
+Walk<T> start_walk(const Ss2dWeights<T>& w, const Prepared<T>& p, Storage storage, const void* x) {
   Walk<T> walk{};
   walk.u = x;
-  walk.y = y;
+  walk.u_storage = storage;
+  walk.y_storage = storage_of<T>;
   walk.pitch = w.channels;
   walk.width = w.channels;
   walk.padded = p.padded;
-  walk.accumulate = true;
   walk.dt_weight = p.dt_weight.data();
   walk.rank = w.rank;
   walk.bias = p.bias.data();
@@ -135,93 +144,130 @@ Walk<T> start_walk(const Ss2dWeights<T>& w, const Prepared<T>& p, const T* x, T*
 }
 
 template <typename T>
-void aim(Walk<T>& walk, const Way& way, std::int64_t line, const T* rows) {
-  walk.steps = {nullptr, way.first + line * way.line, way.step, way.steps};
+void aim(Walk<T>& walk, const Steps& steps, const T* rows) {
+  walk.steps = steps;
   walk.rows = rows;
   walk.b = rows + walk.rank;
   walk.c = walk.b + walk.states;
 }
 
+Steps line_of(const Way& way, std::int64_t line) {
+  return {nullptr, way.first + line * way.line, way.step, way.steps};
+}
+
+// The steps from `at` to the end of their line, or to `last`, of the whole image's.
+Steps segment_at(const Way& way, std::int64_t at, std::int64_t last) {
+  const std::int64_t line = at / way.steps, step = at % way.steps;
+  const std::int64_t count = std::min(way.steps - step, last - at);
+  return {nullptr, way.first + line * way.line + step * way.step, way.step, count};
+}
+
+// work(steps, at) for the parts of lines that make up steps [first, last) of the whole image; at is a part's first step.
+template <typename Work>
+void for_segments(const Way& way, std::int64_t first, std::int64_t last, const Work& work) {
+  for (std::int64_t at = first; at < last;) {
+    const Steps steps = segment_at(way, at, last);
+    work(steps, at);
+    at += steps.count;
+  }
+}
+
+// The projections of steps [first, last) of a whole image, line after line, into rows.
+template <typename T>
+void project_steps(const void* x, Storage storage, const Ss2dWeights<T>& w, const Prepared<T>& p, const Way& way,
+                   std::int64_t first, std::int64_t last, T* rows, std::size_t threads) {
+  const std::int64_t pixels = last - first;
+  share((pixels + 3) / 4, pixels * w.channels * p.outputs / 8, threads, [&](std::int64_t from, std::int64_t to) {
+    for_segments(way, first + from * 4, first + std::min(pixels, to * 4), [&](const Steps& steps, std::int64_t at) {
+      kernels<T>().project(x, storage, w.channels, steps, p.projection.data(), p.outputs,
+                           rows + (at - first) * p.outputs);
+    });
+  });
+}
+
 // work(first, last, rows) for consecutive lines, with the projections of all their pixels in `rows`, line after line.
 template <typename T, typename Work>
-void in_projected_lines(const T* x, const Ss2dWeights<T>& w, const Prepared<T>& p, const Way& way,
+void in_projected_lines(const void* x, Storage storage, const Ss2dWeights<T>& w, const Prepared<T>& p, const Way& way,
                         std::vector<T>& rows, std::size_t threads, const Work& work) {
   const std::int64_t at_a_time = std::min(way.lines, std::max<std::int64_t>(1, pixels_at_a_time / way.steps));
   rows.resize(static_cast<std::size_t>(at_a_time * way.steps * p.outputs));
   for (std::int64_t first = 0; first < way.lines; first += at_a_time) {
     const std::int64_t last = std::min(way.lines, first + at_a_time);
-    const std::int64_t pixels = (last - first) * way.steps;
-    share((pixels + 3) / 4, pixels * w.channels * p.outputs / 8, threads, [&](std::int64_t from, std::int64_t to) {
-      // By line, in pieces that begin where another thread's end.
-      for (std::int64_t at = from * 4, end = std::min(pixels, to * 4); at < end;) {
-        const std::int64_t line = at / way.steps, step = at % way.steps;
-        const std::int64_t count = std::min(way.steps - step, end - at);
-        const Steps steps{nullptr, way.first + (first + line) * way.line + step * way.step, way.step, count};
-        kernels<T>().project(x, w.channels, steps, p.projection.data(), p.outputs, rows.data() + at * p.outputs);
-        at += count;
-      }
-    });
+    project_steps(x, storage, w, p, way, first * way.steps, last * way.steps, rows.data(), threads);
     work(first, last, rows.data());
   }
+}
+
+const char* image_at(const Map& x, std::int64_t image_values, std::int64_t i) {
+  return static_cast<const char*>(x.values) + i * image_values * static_cast<std::int64_t>(storage_bytes[x.storage]);
 }
 
 }  // namespace
 
 template <typename T>
-void selective_scan_2d(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, std::int64_t height,
-                       std::int64_t width, T* y, std::size_t threads) {
-  const std::int64_t image = height * width * w.channels;
+void selective_scan_2d(const Map& x, const Ss2dWeights<T>& w, void* y, std::size_t threads) {
+  const std::int64_t pixels = x.height * x.width, image = pixels * w.channels;
   const ScanKernels<T>& kernel = kernels<T>();
+  const Map out{y, x.storage, x.batch, x.height, x.width};
+  // One thread finds a short block's pixels in its cache again; several should not be launched for so little.
+  const std::int64_t block = std::min(pixels, threads > 1 ? pixels_at_a_time : pixels_at_a_time / 16);
   std::vector<T> rows, state;
-  // The order in which the public implementation adds up: rows in both senses, then columns.
-  bool first_direction = true;
-  for (const int k : {0, 2, 1, 3}) {
-    const Prepared<T> p = prepare(w, k);
-    const Way way = way_of(k, height, width);
-    for (std::int64_t i = 0; i < batch; ++i) {
+  std::vector<std::uint16_t> rest(storage_bytes[x.storage] == 2 ? static_cast<std::size_t>(image) : 0);
+  for (std::int64_t i = 0; i < x.batch; ++i) {
+    // The order in which the public implementation adds up: rows in both senses, then columns.
+    for (const int k : {0, 2, 1, 3}) {
+      const Prepared<T> p = prepare(w, k);
+      const Way way = flattened(way_of(k, x.height, x.width));
+      rows.resize(static_cast<std::size_t>(block * p.outputs));
       state.assign(static_cast<std::size_t>(w.states * p.padded), T(0));
-      in_projected_lines(x + i * image, w, p, way, rows, threads,
-                         [&](std::int64_t first, std::int64_t last, const T* projected) {
-        const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
+      Walk<T> common = start_walk(w, p, x.storage, image_at(x, image, i));
+      common.y = const_cast<char*>(image_at(out, image, i));
+      common.rest = rest.data();
+      common.y_storage = x.storage;
+      common.put = k == 0 ? Put::set : k == 3 ? Put::last : Put::add;
+      common.state = state.data();
+      for (std::int64_t first = 0; first < pixels; first += block) {
+        const std::int64_t last = std::min(pixels, first + block);
+        project_steps(common.u, x.storage, w, p, way, first, last, rows.data(), threads);
+        const std::int64_t cost = (last - first) * w.channels * (w.states + 2);
         share(p.padded / kernel.lanes, cost, threads, [&](std::int64_t from, std::int64_t to) {
-          Walk<T> walk = start_walk(w, p, x + i * image, y + i * image);
-          walk.accumulate = !first_direction;
-          walk.state = state.data();
+          Walk<T> walk = common;
           for (std::int64_t c = from * kernel.lanes; c < to * kernel.lanes; c += kernel.group) {
-            for (std::int64_t line = first; line < last; ++line) {
-              aim(walk, way, line, projected + (line - first) * way.steps * p.outputs);
+            for_segments(way, first, last, [&](const Steps& steps, std::int64_t at) {
+              aim(walk, steps, rows.data() + (at - first) * p.outputs);
+              const std::int64_t after = at + steps.count;
+              walk.next = after < last ? segment_at(way, after, last) : Steps{};
               kernel.walk(walk, c, std::min(c + kernel.group, to * kernel.lanes));
-            }
+            });
           }
         });
-      });
+      }
     }
-    first_direction = false;
   }
 }
 
 template <typename T>
-void summarise_lines(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, std::int64_t height, std::int64_t width,
-                     int direction, T* sums, T* ends, std::size_t threads) {
-  const std::int64_t image = height * width * w.channels;
+void summarise_lines(const Map& x, const Ss2dWeights<T>& w, int direction, T* sums, T* ends, std::size_t threads) {
+  const std::int64_t image = x.height * x.width * w.channels;
   const ScanKernels<T>& kernel = kernels<T>();
   const Prepared<T> p = prepare(w, direction);
-  const Way way = way_of(direction, height, width);
+  const Way way = way_of(direction, x.height, x.width);
   std::vector<T> rows;
-  for (std::int64_t i = 0; i < batch; ++i) {
-    in_projected_lines(x + i * image, w, p, way, rows, threads,
+  for (std::int64_t i = 0; i < x.batch; ++i) {
+    const char* values = image_at(x, image, i);
+    in_projected_lines(values, x.storage, w, p, way, rows, threads,
                        [&](std::int64_t first, std::int64_t last, const T* projected) {
       const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
       const std::int64_t vectors = p.padded / kernel.lanes;
       share((last - first) * vectors, cost, threads, [&](std::int64_t from, std::int64_t to) {
         std::vector<T> state(static_cast<std::size_t>(w.states * p.padded));
         std::vector<T> sum(static_cast<std::size_t>(p.padded));
-        Walk<T> walk = start_walk<T>(w, p, x + i * image, nullptr);
+        Walk<T> walk = start_walk(w, p, x.storage, values);
         walk.state = state.data();
         walk.delta_sum = sum.data();
         for (std::int64_t task = from; task < to; ++task) {
           const std::int64_t line = first + task / vectors, c = task % vectors * kernel.lanes;
-          aim(walk, way, line, projected + (line - first) * way.steps * p.outputs);
+          aim(walk, line_of(way, line), projected + (line - first) * way.steps * p.outputs);
           kernel.summarise(walk, c, c + kernel.lanes);
           for (std::int64_t d = c; d < std::min(c + kernel.lanes, w.channels); ++d) {
             const std::int64_t at = (i * way.lines + line) * w.channels + d;
@@ -235,21 +281,23 @@ void summarise_lines(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, st
 }
 
 template <typename T>
-void scan_lines(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, std::int64_t height, std::int64_t width,
-                int direction, T* states, T* y, std::size_t threads) {
-  const std::int64_t image = height * width * w.channels;
+void scan_lines(const Map& x, const Ss2dWeights<T>& w, int direction, T* states, T* y, std::size_t threads) {
+  const std::int64_t image = x.height * x.width * w.channels;
   const ScanKernels<T>& kernel = kernels<T>();
   const Prepared<T> p = prepare(w, direction);
-  const Way way = way_of(direction, height, width);
+  const Way way = way_of(direction, x.height, x.width);
   std::vector<T> rows;
-  for (std::int64_t i = 0; i < batch; ++i) {
-    in_projected_lines(x + i * image, w, p, way, rows, threads,
+  for (std::int64_t i = 0; i < x.batch; ++i) {
+    const char* values = image_at(x, image, i);
+    in_projected_lines(values, x.storage, w, p, way, rows, threads,
                        [&](std::int64_t first, std::int64_t last, const T* projected) {
       const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
       const std::int64_t groups = (p.padded + kernel.group - 1) / kernel.group;
       share((last - first) * groups, cost, threads, [&](std::int64_t from, std::int64_t to) {
         std::vector<T> state(static_cast<std::size_t>(w.states * p.padded));
-        Walk<T> walk = start_walk(w, p, x + i * image, y + i * image);
+        Walk<T> walk = start_walk(w, p, x.storage, values);
+        walk.y = y + i * image;
+        walk.put = Put::add;
         walk.state = state.data();
         for (std::int64_t task = from; task < to; ++task) {
           const std::int64_t line = first + task / groups, c = task % groups * kernel.group;
@@ -258,7 +306,7 @@ void scan_lines(const T* x, const Ss2dWeights<T>& w, std::int64_t batch, std::in
           for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
             for (std::int64_t n = 0; n < w.states; ++n) state[n * p.padded + d] = own[d * w.states + n];
           }
-          aim(walk, way, line, projected + (line - first) * way.steps * p.outputs);
+          aim(walk, line_of(way, line), projected + (line - first) * way.steps * p.outputs);
           kernel.walk(walk, c, end);
           for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
             for (std::int64_t n = 0; n < w.states; ++n) own[d * w.states + n] = state[n * p.padded + d];
@@ -296,7 +344,9 @@ void selective_scan(const Scan1d<T>& scan, std::size_t threads) {
       walk.steps = {scan.order, 0, 1, scan.length};
       if (scan.order && scan.order_per_image) walk.steps.order += i * scan.length;
       walk.u = scan.u + offset;
+      walk.u_storage = walk.y_storage = storage_of<T>;
       walk.y = scan.y + offset;
+      walk.put = Put::set;
       walk.pitch = scan.channels;
       walk.width = channels;
       walk.padded = p.padded;
@@ -325,13 +375,10 @@ void selective_scan(const Scan1d<T>& scan, std::size_t threads) {
   });
 }
 
-#define XRK_SCANS(T)                                                                                              \
-  template void selective_scan_2d<T>(const T*, const Ss2dWeights<T>&, std::int64_t, std::int64_t, std::int64_t, T*,   \
-                                     std::size_t);                                                                \
-  template void summarise_lines<T>(const T*, const Ss2dWeights<T>&, std::int64_t, std::int64_t, std::int64_t, int, T*, \
-                                   T*, std::size_t);                                                              \
-  template void scan_lines<T>(const T*, const Ss2dWeights<T>&, std::int64_t, std::int64_t, std::int64_t, int, T*, T*, \
-                              std::size_t);                                                                       \
+#define XRK_SCANS(T)                                                                                      \
+  template void selective_scan_2d<T>(const Map&, const Ss2dWeights<T>&, void*, std::size_t);               \
+  template void summarise_lines<T>(const Map&, const Ss2dWeights<T>&, int, T*, T*, std::size_t);           \
+  template void scan_lines<T>(const Map&, const Ss2dWeights<T>&, int, T*, T*, std::size_t);                \
   template void selective_scan<T>(const Scan1d<T>&, std::size_t);
 XRK_SCANS(float)
 XRK_SCANS(double)

@@ -1,9 +1,11 @@
 // Selective scans on the CPU. A walk follows positions one after the other and carries N states for each channel;
-// vectors lie over channels. Everything here is written for float and for double.
+// vectors lie over channels. Everything here is computed in float or in double; maps may be stored as half or bfloat16.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "storage.h"
 
 namespace xrk::cpu {
 
@@ -15,18 +17,26 @@ struct Steps {
   std::int64_t count;
 };
 
+// What a walk does with its values. Where out is stored in 16 bits, all puts but the last keep whole floats: their upper
+// halves in out, their lower halves in `rest`; so a sum is rounded once.
+enum class Put { set, add, last };
+
 // h = exp2(dt * A2) h + dt * B * u;  y = C . h + skip * u, over `steps`, for channels [0, width).
 //
 // Arrays of parameters and of state are padded to `padded` channels, a multiple of a path's lanes.
 template <typename T>
 struct Walk {
   Steps steps;
-  const T* u;  // [position, pitch]
-  T* y;        // [position, pitch]; may be null: nothing is written
+  Steps next;  // where the scan goes on afterwards (count 0: nowhere), to fetch its first pixels ahead
+  const void* u;  // [position, pitch]
+  Storage u_storage;
+  void* y;  // [position, pitch]
+  std::uint16_t* rest;
+  Storage y_storage;
+  Put put;
   std::int64_t pitch;
   std::int64_t width;
   std::int64_t padded;
-  bool accumulate;    // y += instead of y =
   // dt = delta[position, pitch] where delta is given, else the sum over r of rows[t][r] * dt_weight[r]; then + bias,
   // then softplus where asked for.
   const T* delta;
@@ -46,19 +56,21 @@ struct Walk {
   T* delta_sum;        // [padded], written by a summary only
 };
 
+constexpr std::int64_t most_states = 64;
+
 // The kernels of one instruction set for one type.
 template <typename T>
 struct ScanKernels {
   std::int64_t lanes;
-  std::int64_t group;  // channels that one call of walk or summarise does best
+  std::int64_t group;  // channels that one call of walk does best
   // Channels [first, last), first a multiple of lanes.
   void (*walk)(const Walk<T>& walk, std::int64_t first, std::int64_t last);
   // The stretch's sum of dt and the state at its end when it starts from zero. Walks backwards and leaves out what has
   // decayed below the type's rounding.
   void (*summarise)(const Walk<T>& walk, std::int64_t first, std::int64_t last);
   // rows[t] = x[position] . weight, with weight [channels, outputs], outputs a multiple of lanes.
-  void (*project)(const T* x, std::int64_t channels, const Steps& steps, const T* weight, std::int64_t outputs,
-                  T* rows);
+  void (*project)(const void* x, Storage storage, std::int64_t channels, const Steps& steps, const T* weight,
+                  std::int64_t outputs, T* rows);
 };
 
 struct ScanPath {
@@ -71,6 +83,13 @@ const ScanPath& baseline_scan_path();
 const ScanPath& avx2_scan_path();
 const ScanPath& avx512_scan_path();
 #endif
+
+// A map (B, H, W, D); T is float for the 16-bit storages.
+struct Map {
+  const void* values;
+  Storage storage;
+  std::int64_t batch, height, width;
+};
 
 // The weights of SS2D, C-contiguous: projection (4, R+2N, D), dt_weight (4, D, R), dt_bias (4, D), a_logs (4D, N),
 // skip (4D).
@@ -86,21 +105,19 @@ struct Ss2dWeights {
   std::int64_t states;
 };
 
-// y (B, H, W, D) = the sum of the four directions of x (B, H, W, D). The same bytes for every number of threads.
+// y (B, H, W, D), stored as x, = the sum of the four directions of x. The same bytes for every number of threads.
 template <typename T>
-void selective_scan_2d(const T* x, const Ss2dWeights<T>& weights, std::int64_t batch, std::int64_t height,
-                       std::int64_t width, T* y, std::size_t threads);
+void selective_scan_2d(const Map& x, const Ss2dWeights<T>& weights, void* y, std::size_t threads);
 
 // The lines of one direction k, of one band (B, H, W, D): rows for k = 0 and 2, columns for 1 and 3.
 // sums (B, lines, D) and ends (B, lines, D, N): each line's sum of dt, and its end state from a start of zero.
 template <typename T>
-void summarise_lines(const T* x, const Ss2dWeights<T>& weights, std::int64_t batch, std::int64_t height,
-                     std::int64_t width, int direction, T* sums, T* ends, std::size_t threads);
+void summarise_lines(const Map& x, const Ss2dWeights<T>& weights, int direction, T* sums, T* ends,
+                     std::size_t threads);
 
 // y += every line of direction k from its own start state; states (B, lines, D, N) holds the starts and then the ends.
 template <typename T>
-void scan_lines(const T* x, const Ss2dWeights<T>& weights, std::int64_t batch, std::int64_t height, std::int64_t width,
-                int direction, T* states, T* y, std::size_t threads);
+void scan_lines(const Map& x, const Ss2dWeights<T>& weights, int direction, T* states, T* y, std::size_t threads);
 
 // The 1-D scan, channels last: u, delta, y (B, L, D); b, c (B, groups, L, N); a (D, N); skip, bias (D) or null;
 // order (L), or (B, L) with order_per_image, or null; state (B, D, N) holds the start and then the end.

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from xrk.kernels import dispatch
+from xrk.kernels import dispatch, launch
 from xrk.kernels.arguments import (
     check_channels_last,
     check_choice,
@@ -12,6 +12,7 @@ from xrk.kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
+from xrk.kernels.normalization import group_norm_summarise
 
 ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu", "sigmoid", None)
 
@@ -19,6 +20,12 @@ dispatch.register(
     "conv2d",
     cpu=dispatch.Torch("oneDNN's convolution, the epilogue in place on its output"),
     cuda=dispatch.Torch("cuDNN's convolution, the epilogue in place on its output"),
+)
+# The same operator where `launch.CONV2D_IN_TRITON` says so: 1 <-> C channels, and few.
+dispatch.register(
+    "conv2d_few_channels",
+    cpu=dispatch.Torch("oneDNN's convolution, the epilogue in place on its output"),
+    cuda=dispatch.Triton("xrk.kernels.convolution.triton_conv2d"),
 )
 
 
@@ -34,7 +41,8 @@ def conv2d(
     activation: str | None = None,
     negative_slope: float = 0.01,
     add_first: bool = False,
-) -> torch.Tensor:
+    summaries: int | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Convolves, adds the bias, activates and adds a residual.
 
         y[b, o, i, j] = bias[o] + sum_{c, u, v} weight[o, c, u, v] * x[b, c, i s + u d - p, j s + v d - p]
@@ -46,13 +54,18 @@ def conv2d(
     weight: (O, C / groups, K, L) of x's dtype or float32.  bias: (O), likewise, or None.
     residual: of the output's shape and x's dtype, in channels_last memory format, or None.
     activation: "relu", "leaky_relu" (with negative_slope), "silu", "gelu" (with erf), "sigmoid" or None.
-    Returns (B, O, H', W') of x's dtype, in channels_last memory format, H' = (H + 2 p - d (K - 1) - 1) // s + 1.
+    summaries: None, or a number of groups G, a divisor of O: the output is summarised while it is at hand.
+    Returns (B, O, H', W') of x's dtype, in channels_last memory format, H' = (H + 2 p - d (K - 1) - 1) // s + 1; with
+    summaries, that and (B, G, 3) of float64, `group_norm_summarise(y, G)`, for `group_norm_apply`. Convolution, norm
+    and activation then read and write each map once.
     Raises TypeError for another kind or dtype, ValueError for another shape, layout, device, number or activation.
     """
     _check(x, weight, bias, residual, stride, padding, dilation, groups, activation)
-    return torch.ops.xrk.conv2d(
-        x, weight, bias, residual, stride, padding, dilation, groups, activation, negative_slope, add_first
-    )
+    numbers = (stride, padding, dilation, groups, activation, negative_slope, add_first)
+    if summaries is None:
+        return torch.ops.xrk.conv2d(x, weight, bias, residual, *numbers)
+    _check_summaries(summaries, weight)
+    return torch.ops.xrk.conv2d_summarised(x, weight, bias, residual, *numbers, summaries)
 
 
 def conv2d_reference(
@@ -200,6 +213,13 @@ def _check(
     check_choice(activation, "activation", ACTIVATIONS)
 
 
+def _check_summaries(summaries: int, weight: torch.Tensor) -> None:
+    if not isinstance(summaries, int) or isinstance(summaries, bool):
+        raise TypeError(f"summaries is a {type(summaries).__name__}; expected an int or None")
+    if summaries < 1 or weight.shape[0] % summaries:
+        raise ValueError(f"summaries is {summaries}; expected a divisor of the output's channels, {weight.shape[0]}")
+
+
 @torch.library.custom_op("xrk::conv2d", mutates_args=())
 def _conv2d(
     x: torch.Tensor,
@@ -215,22 +235,78 @@ def _conv2d(
     add_first: bool,
 ) -> torch.Tensor:
     _check(x, weight, bias, residual, stride, padding, dilation, groups, activation)
-    path, _ = dispatch.take("conv2d", x.device)
+    numbers = (stride, padding, dilation, groups)
+    return _convolve(x, weight, bias, residual, numbers, activation, negative_slope, add_first, None)[0]
+
+
+@torch.library.custom_op("xrk::conv2d_summarised", mutates_args=())
+def _conv2d_summarised(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    activation: str | None,
+    negative_slope: float,
+    add_first: bool,
+    summaries: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check(x, weight, bias, residual, stride, padding, dilation, groups, activation)
+    _check_summaries(summaries, weight)
+    numbers = (stride, padding, dilation, groups)
+    y, state = _convolve(x, weight, bias, residual, numbers, activation, negative_slope, add_first, summaries)
+    return y, group_norm_summarise(y, summaries) if state is None else state
+
+
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    numbers: tuple[int, int, int, int],
+    activation: str | None,
+    negative_slope: float,
+    add_first: bool,
+    summaries: int | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The output, and its summary where the kernel makes it on the way and it was asked for."""
+    kernel, dtype = tuple(weight.shape[2:]), str(x.dtype).removeprefix("torch.")
+    few = launch.conv2d_in_triton(x.shape[1], weight.shape[0], kernel, numbers, dtype)
+    path, code = dispatch.take("conv2d_few_channels" if few else "conv2d", x.device, x.dtype)
     if path == "reference":
-        return conv2d_reference(
-            x, weight, bias, residual, stride, padding, dilation, groups, activation, negative_slope, add_first
+        y = conv2d_reference(x, weight, bias, residual, *numbers, activation, negative_slope, add_first)
+        return y, None
+    if path == "triton":
+        size = (x.shape[0], weight.shape[0], *x.shape[2:])
+        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        parts = code.conv2d(
+            x, weight, bias, residual, activation, negative_slope, add_first, y, summaries is not None
         )
+        return y, None if parts is None else code.merge(parts, summaries)
     bias = None if bias is None else bias.to(x.dtype)
-    y = _as_channels_last(F.conv2d(x, weight.to(x.dtype), bias, stride, padding, dilation, groups))
+    y = _as_channels_last(F.conv2d(x, weight.to(x.dtype), bias, *numbers))
     if residual is not None and add_first:
         y += residual
+    if y.dtype == torch.float16 and activation in ("silu", "gelu"):
+        # A sum below float16's range is -inf here, of which both make NaN; their value there is 0.
+        y.clamp_(min=torch.finfo(y.dtype).min)
     y = _activate(y, activation, negative_slope, inplace=True)
     if residual is not None and not add_first:
         y += residual
-    return y
+    return y, None
 
 
 @_conv2d.register_fake
 def _(x, weight, bias, residual, stride, padding, dilation, groups, activation, negative_slope, add_first):
     shape = _output_shape(x, weight, stride, padding, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@_conv2d_summarised.register_fake
+def _(x, weight, bias, residual, stride, padding, dilation, groups, activation, negative_slope, add_first, summaries):
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return y, torch.empty(shape[0], summaries, 3, dtype=torch.float64, device=x.device)

@@ -85,7 +85,7 @@ def _depthwise_conv2d(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int, activation: str | None
 ) -> torch.Tensor:
     _check(x, weight, bias, dilation, activation)
-    path, code = dispatch.take("depthwise_conv2d", x.device)
+    path, code = dispatch.take("depthwise_conv2d", x.device, x.dtype)
     if path == "reference":
         return depthwise_conv2d_reference(x, weight, bias, dilation, activation)
     out = _channels_last(x)

@@ -3,7 +3,6 @@
 import torch
 import triton
 import triton.language as tl
-from xrk.kernels.arguments import compute_dtype
 from xrk.kernels.launch import DEPTHWISE, depthwise_blocks
 
 
@@ -20,7 +19,6 @@ def depthwise_conv2d_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
     SILU: tl.constexpr,
-    COMPUTE: tl.constexpr,
 ):
     # One flat grid: its other axes end at 65535.
     program = tl.program_id(0)
@@ -32,7 +30,7 @@ def depthwise_conv2d_kernel(
     line = program // blocks_w  # over the rows of all images
     h = line % H
     mask_c = c < C
-    sums = tl.zeros((BLOCK_W, BLOCK_C), dtype=COMPUTE)
+    sums = tl.zeros((BLOCK_W, BLOCK_C), dtype=tl.float32)
     sums += tl.load(taps + K * K * C + c, mask=mask_c, other=0.0)[None, :]
     for u in tl.static_range(K):
         offset = (u - K // 2) * DILATION
@@ -44,7 +42,7 @@ def depthwise_conv2d_kernel(
             mask = ((column >= 0) & (column < limit))[:, None] & mask_c[None, :]
             values = tl.load(row + column.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0)
             tap = tl.load(taps + (u * K + v) * C + c, mask=mask_c, other=0.0)
-            sums += values.to(COMPUTE) * tap[None, :]
+            sums += values.to(tl.float32) * tap[None, :]
     if SILU:
         sums = sums / (1.0 + tl.exp(-sums))
     target = out + line.to(tl.int64) * W * C + w.to(tl.int64)[:, None] * C + c[None, :]
@@ -57,9 +55,8 @@ def depthwise_conv2d(
     """Launches the kernel; the arguments have been checked, x and out are channels-last."""
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
-    dtype = compute_dtype(x.dtype)
     # One row of channels for each tap, then the bias.
-    taps = torch.zeros(kernel * kernel + 1, channels, dtype=dtype, device=x.device)
+    taps = torch.zeros(kernel * kernel + 1, channels, dtype=torch.float32, device=x.device)
     taps[:-1] = weight.reshape(channels, -1).T
     if bias is not None:
         taps[-1] = bias
@@ -77,7 +74,6 @@ def depthwise_conv2d(
         BLOCK_W=block_w,
         BLOCK_C=block_c,
         SILU=silu,
-        COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
         num_warps=DEPTHWISE["num_warps"],
         enable_fp_fusion=True,
     )

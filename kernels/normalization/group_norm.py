@@ -14,8 +14,9 @@ from xrk.kernels.arguments import (
     compute_dtype,
 )
 
-dispatch.register("group_norm_summarise", cpu=dispatch.Native("group_norm_summarise"), cuda=None)
-dispatch.register("group_norm_apply", cpu=dispatch.Native("group_norm_apply"), cuda=None)
+_TRITON = dispatch.Triton("xrk.kernels.normalization.triton_group_norm")
+dispatch.register("group_norm_summarise", cpu=dispatch.Native("group_norm_summarise"), cuda=_TRITON)
+dispatch.register("group_norm_apply", cpu=dispatch.Native("group_norm_apply"), cuda=_TRITON)
 
 
 def group_norm(
@@ -181,9 +182,11 @@ def _group_norm_summarise(x: torch.Tensor, num_groups: int) -> torch.Tensor:
     check_map(x, "x", "B C H W")
     check_channels_last(x, "x")
     _check_groups(x, num_groups)
-    path, code = dispatch.take("group_norm_summarise", x.device)
+    path, code = dispatch.take("group_norm_summarise", x.device, x.dtype)
     if path == "reference":
         return group_norm_summarise_reference(x, num_groups)
+    if path == "triton":
+        return code.summarise(x, num_groups)
     batch, channels, height, width = x.shape
     state = torch.empty(batch, num_groups, 3, dtype=torch.float64)
     code(
@@ -217,10 +220,13 @@ def _group_norm_apply(
     check_channels_last(x, "x")
     _check_state(state, "state", x)
     _check_affine(x, weight, bias, eps, activation)
-    path, code = dispatch.take("group_norm_apply", x.device)
+    path, code = dispatch.take("group_norm_apply", x.device, x.dtype)
     if path == "reference":
         return group_norm_apply_reference(x, state, weight, bias, eps, activation)
     out = _channels_last(x)
+    if path == "triton":
+        code.apply(x, state, weight, bias, eps, activation == "silu", out)
+        return out
     batch, channels, height, width = x.shape
     mean, rest, scale, shift = _per_channel(x, state, weight, bias, eps)
     code(

@@ -83,7 +83,7 @@ def _layer_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, gate: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
     _check(x, weight, bias, gate, eps)
-    path, code = dispatch.take("layer_norm", x.device)
+    path, code = dispatch.take("layer_norm", x.device, x.dtype)
     if path == "reference":
         return layer_norm_reference(x, weight, bias, gate, eps)
     rows, stride = evenly_spaced_rows(x)

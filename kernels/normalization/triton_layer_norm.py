@@ -3,7 +3,6 @@
 import torch
 import triton
 import triton.language as tl
-from xrk.kernels.arguments import compute_dtype
 from xrk.kernels.launch import LAYER_NORM, layer_norm_blocks
 
 
@@ -24,23 +23,22 @@ def layer_norm_kernel(
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_GATE: tl.constexpr,
-    COMPUTE: tl.constexpr,
 ):
     p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
-    v = tl.load(x + p[:, None] * x_stride + c[None, :], mask=inside, other=0.0).to(COMPUTE)
+    v = tl.load(x + p[:, None] * x_stride + c[None, :], mask=inside, other=0.0).to(tl.float32)
     # Deviations from the first channel are as exact as the values, however large their common mean is.
-    base = tl.load(x + p * x_stride, mask=p < pixels, other=0.0).to(COMPUTE)
+    base = tl.load(x + p * x_stride, mask=p < pixels, other=0.0).to(tl.float32)
     d = tl.where(inside, v - base[:, None], 0.0)
     d = tl.where(inside, d - (tl.sum(d, 1) / C)[:, None], 0.0)
     y = d * (1.0 / tl.sqrt(tl.sum(d * d, 1) / C + eps))[:, None]
     if HAS_WEIGHT:
-        y = y * tl.load(weight + c, mask=c < C, other=0.0).to(COMPUTE)[None, :]
+        y = y * tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
-        y = y + tl.load(bias + c, mask=c < C, other=0.0).to(COMPUTE)[None, :]
+        y = y + tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if HAS_GATE:
-        z = tl.load(gate + p[:, None] * gate_stride + c[None, :], mask=inside, other=0.0).to(COMPUTE)
+        z = tl.load(gate + p[:, None] * gate_stride + c[None, :], mask=inside, other=0.0).to(tl.float32)
         y = y * (z / (1.0 + tl.exp(-z)))
     tl.store(out + p[:, None] * C + c[None, :], y.to(out.dtype.element_ty), mask=inside)
 
@@ -75,7 +73,6 @@ def layer_norm(
         HAS_WEIGHT=weight is not None,
         HAS_BIAS=bias is not None,
         HAS_GATE=gate is not None,
-        COMPUTE=tl.float64 if compute_dtype(rows.dtype) == torch.float64 else tl.float32,
         num_warps=LAYER_NORM["num_warps"],
         enable_fp_fusion=True,
     )

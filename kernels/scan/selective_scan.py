@@ -5,11 +5,15 @@ import torch.nn.functional as F
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_device, check_like, check_map, check_parameter, check_tensor, compute_dtype
 from xrk.kernels.scan.reference import selective_scan_reference
-from xrk.kernels.scan.selective_scan_2d import arrays, check_states
+from xrk.kernels.scan.selective_scan_2d import arrays, check_states, take
 
 __all__ = ["selective_scan", "selective_scan_reference"]
 
-dispatch.register("selective_scan", cpu=dispatch.Native("selective_scan"), cuda=None)
+dispatch.register(
+    "selective_scan",
+    cpu=dispatch.Native("selective_scan"),
+    cuda=dispatch.Triton("xrk.kernels.scan.triton_selective_scan"),
+)
 
 
 def selective_scan(
@@ -39,7 +43,8 @@ def selective_scan(
     order: (L) or (batch, L) int64, each position once: where the scan goes. Everything, the result too, stays at its
         position. initial_state: (batch, D, N) or None (zero).
     Returns out (batch, D, L) of u's dtype, contiguous; with return_last_state also the state after the last step,
-    (batch, D, N), float32 (float64 for float64). Forward only.
+    (batch, D, N), float32 (float64 for float64). float64 on a CUDA device runs as the reference, and the first such
+    call warns. Forward only.
     Raises TypeError for another kind or dtype, ValueError for another shape or device, or an order that does not hold
     each position once.
     Gu, Dao 2023, Mamba, arXiv 2312.00752, section 3.3; the arguments as in that paper's public code.
@@ -70,7 +75,9 @@ def _selective_scan(
         order.sort(-1).values, torch.arange(u.shape[2], device=u.device).expand(order.shape)
     ):
         raise ValueError(f"order has shape {tuple(order.shape)}; expected each position 0 to {u.shape[2] - 1} once")
-    path, code = dispatch.take("selective_scan", u.device)
+    path, code = take("selective_scan", u)
+    if path == "triton":
+        return code.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state)
     if path == "reference":
         out, state = selective_scan_reference(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state

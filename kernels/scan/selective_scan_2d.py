@@ -1,5 +1,8 @@
 """SS2D: the selective scan of an image in four directions, and its phases line by line."""
 
+import functools
+import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -19,13 +22,10 @@ __all__ = [
     "summarise_lines",
 ]
 
-dispatch.register(
-    "selective_scan_2d",
-    cpu=dispatch.Native("selective_scan_2d"),
-    cuda=dispatch.Triton("xrk.kernels.scan.triton_selective_scan_2d"),
-)
-for _name in ("summarise_lines", "scan_lines"):
-    dispatch.register(_name, cpu=dispatch.Native(_name), cuda=None)
+_TRITON = dispatch.Triton("xrk.kernels.scan.triton_selective_scan_2d")
+for _name in ("selective_scan_2d", "summarise_lines", "scan_lines"):
+    dispatch.register(_name, cpu=dispatch.Native(_name), cuda=_TRITON)
+dispatch.register("carry_lines", cpu=dispatch.Torch("one step a line, of few values beside a scan's"), cuda=_TRITON)
 
 MOST_STATES = 64
 LARGEST_RANK = 256
@@ -53,7 +53,8 @@ def selective_scan_2d(
     x_proj_weight: (4, R + 2N, D); dt_projs_weight: (4, D, R); dt_projs_bias: (4, D); A_logs: (4D, N); Ds: (4D); all of
         x's dtype or float32. N from 1 to 64, R from 1 to 256.
     Returns (B, H, W, D), contiguous, of x's dtype. States and decays are float32 (float64 for float64). On a CPU the
-    bytes do not depend on the number of threads. float64 on a CUDA device runs as the reference. Forward only.
+    bytes do not depend on the number of threads. float64 on a CUDA device runs as the reference, and the
+    first such call warns. Forward only.
     Raises TypeError for another kind or dtype, ValueError for another shape, stride or device.
     Liu et al. 2024, VMamba, arXiv 2401.10166, section 4; Guo et al. 2024, MambaIR, arXiv 2402.15648, section 3.3.
     """
@@ -61,31 +62,24 @@ def selective_scan_2d(
     return torch.ops.xrk.selective_scan_2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
 
 
-@torch.library.custom_op("xrk::selective_scan_2d", mutates_args=())
-def _selective_scan_2d(
-    x: torch.Tensor,
-    x_proj_weight: torch.Tensor,
-    dt_projs_weight: torch.Tensor,
-    dt_projs_bias: torch.Tensor,
-    A_logs: torch.Tensor,
-    Ds: torch.Tensor,
-) -> torch.Tensor:
-    _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    path, code = dispatch.take("selective_scan_2d", x.device)
-    if path == "triton" and x.dtype != torch.float64:
-        return code.selective_scan_2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    if path != "native":
-        y = selective_scan_2d_reference(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-        return y.contiguous()
-    dtype = compute_dtype(x.dtype)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    weights = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    code(*arrays(dtype, x, *weights), out.numpy(), torch.get_num_threads())
-    return out.to(x.dtype)
+_SCHEMA = ", ".join(f"Tensor {name}" for name in inspect.signature(selective_scan_2d).parameters)
+
+
+@torch.library.custom_op("xrk::selective_scan_2d", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+def _selective_scan_2d(x, *weights):
+    _check(x, *weights)
+    path, code = take("selective_scan_2d", x)
+    if path == "triton":
+        return code.selective_scan_2d(x, *weights)
+    if path == "reference":
+        return selective_scan_2d_reference(x, *weights).contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    code(map_array(x), *arrays(compute_dtype(x.dtype), *weights), map_array(out), torch.get_num_threads())
+    return out
 
 
 @_selective_scan_2d.register_fake
-def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds):
+def _(x, *weights):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -110,17 +104,21 @@ def summarise_lines(
     """
     _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, None)
     check_choice(direction, "direction", (0, 1, 2, 3))
-    path, code = dispatch.take("summarise_lines", x.device)
+    path, code = take("summarise_lines", x)
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs)
+    if path == "triton":
+        return code.summarise_lines(x, *parameters, direction)
     if path == "reference":
-        return summarise_lines_reference(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, direction)
+        return summarise_lines_reference(x, *parameters, direction)
     dtype = compute_dtype(x.dtype)
     batch, height, width, channels = x.shape
     lines = height if direction % 2 == 0 else width
     sums = torch.empty(batch, lines, channels, dtype=dtype)
     ends = torch.empty(batch, lines, channels, A_logs.shape[1], dtype=dtype)
     no_skip = torch.zeros(4 * channels, dtype=dtype)
-    weights = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, no_skip)
-    code(*arrays(dtype, x, *weights), direction, sums.numpy(), ends.numpy(), torch.get_num_threads())
+    weights = (*parameters, no_skip)
+    threads = torch.get_num_threads()
+    code(map_array(x), *arrays(dtype, *weights), direction, sums.numpy(), ends.numpy(), threads)
     return sums, ends
 
 
@@ -148,6 +146,9 @@ def carry_lines(
     check_parameter(ends, "ends", (*sums.shape, A_logs.shape[1]), sums)
     check_parameter(A_logs, "A_logs", A_logs.shape, sums)
     check_parameter(initial, "initial", (sums.shape[0], *ends.shape[2:]), sums)
+    path, code = take("carry_lines", sums)
+    if path == "triton":
+        return code.carry_lines(sums, ends, A_logs, direction, initial)
     A = -torch.exp(A_logs[direction * channels : (direction + 1) * channels].to(sums.dtype))
     state = torch.zeros_like(ends[:, 0]) if initial is None else initial
     starts = torch.empty_like(ends)
@@ -193,18 +194,42 @@ def scan_lines(
             raise ValueError(f"{name} is on {tensor.device}; expected x's device, {x.device}")
     if not out.is_contiguous():
         raise ValueError(f"out has shape {tuple(out.shape)} and strides {out.stride()}; expected it to be contiguous")
-    path, code = dispatch.take("scan_lines", x.device)
+    path, code = take("scan_lines", x)
     weights = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    if path == "triton":
+        return code.scan_lines(x, *weights, direction, starts, out)
     if path == "reference":
         return scan_lines_reference(x, *weights, direction, starts, out)
     states = starts.clone(memory_format=torch.contiguous_format)
-    code(*arrays(dtype, x, *weights), direction, states.numpy(), out.detach().numpy(), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    code(map_array(x), *arrays(dtype, *weights), direction, states.numpy(), out.detach().numpy(), threads)
     return states
+
+
+def take(op: str, x: torch.Tensor) -> tuple[str, Any]:
+    """`dispatch.take`, but float64 on a CUDA device is the reference's: its first call of each operator warns."""
+    path, code = dispatch.take(op, x.device)
+    if path == "triton" and x.dtype == torch.float64:
+        _warn_of_float64(op)
+        return "reference", None
+    return path, code
+
+
+@functools.cache
+def _warn_of_float64(op: str) -> None:
+    message = f"xrk.kernels.{op} runs as its slow reference on cuda: the Triton kernels have no float64"
+    warnings.warn(message, dispatch.FallbackWarning, stacklevel=4)
 
 
 def arrays(dtype: torch.dtype, *tensors: torch.Tensor) -> list[Any]:
     """Each tensor as a C-contiguous numpy array of this dtype: the tensor's own memory wherever that fits."""
     return [tensor.detach().to(dtype).contiguous().numpy() for tensor in tensors]
+
+
+def map_array(x: torch.Tensor) -> Any:
+    """A map as a C-contiguous numpy array of its own dtype, bfloat16 as uint16: its own memory where contiguous."""
+    x = x.detach().contiguous()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds) -> None:

@@ -69,6 +69,17 @@ def test_triton_is_taken_where_it_is(op):
     assert dispatch.path_of("test_op", "cuda") == ("triton", f"Triton {triton.__version__} is there")
 
 
+def test_float64_takes_the_reference_where_triton_computes_in_float32(op):
+    pytest.importorskip("triton")
+    op(cpu=dispatch.Native("normalise"), cuda=dispatch.Triton("xrk.kernels.dispatch"))
+    cuda = torch.device("cuda")
+    assert dispatch.take("test_op", cuda, torch.float32)[0] == "triton"
+    with pytest.warns(dispatch.FallbackWarning, match="slow reference on cuda: Triton's kernels compute in float32"):
+        assert dispatch.take("test_op", cuda, torch.float64) == ("reference", None)
+    assert dispatch.take("test_op", cuda, torch.float64) == ("reference", None)  # a second warning would be an error
+    assert dispatch.take("test_op", torch.device("cpu"), torch.float64)[0] == "native"
+
+
 def test_another_device_takes_the_reference(op):
     op(cpu=dispatch.Native("normalise"), cuda=None)
     with pytest.warns(dispatch.FallbackWarning, match="no kernel is written for meta"):

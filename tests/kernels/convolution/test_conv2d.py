@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from xrk.kernels import dispatch
+from xrk.kernels import dispatch, launch
 from xrk.kernels.convolution.conv2d import ACTIVATIONS, conv2d_reference
 
 from xrk import kernels
@@ -65,6 +65,31 @@ def test_every_path_equals_the_definition(case, dtype):
     assert all(torch.equal(a, b) for a, b in zip(before, (x, weight, bias, residual), strict=True))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_summaries_are_those_of_the_output(dtype):
+    (x, weight, bias, residual), numbers, _ = arguments(CASES[1], dtype)
+    more = {**numbers, "activation": "silu"}
+    y, state = kernels.conv2d(x, weight, bias, residual, **more, summaries=4)
+    assert torch.equal(y, kernels.conv2d(x, weight, bias, residual, **more))
+    assert torch.equal(state, kernels.group_norm_summarise(y, 4))
+    normal = kernels.group_norm_apply(y, state, activation="silu")
+    assert torch.equal(normal, kernels.group_norm(y, 4, activation="silu"))
+
+
+def test_the_table_gives_triton_few_channels_only():
+    same = (1, 1, 1, 1)
+    for inputs, outputs, dtype in [(1, 64, "float32"), (64, 1, "float16"), (48, 48, "bfloat16"), (1, 1, "float32")]:
+        assert launch.conv2d_in_triton(inputs, outputs, (3, 3), same, dtype)
+    for inputs, outputs, dtype in [(48, 48, "float32"), (49, 48, "float16"), (1, 65, "float16"), (1, 8, "float64")]:
+        assert not launch.conv2d_in_triton(inputs, outputs, (3, 3), same, dtype)
+    assert launch.conv2d_in_triton(8, 8, (1, 1), (1, 0, 1, 1), "float16")
+    for kernel, numbers in [((3, 3), (2, 1, 1, 1)), ((3, 3), (1, 0, 1, 1)), ((5, 5), (1, 2, 1, 1)), ((3, 1), same)]:
+        assert not launch.conv2d_in_triton(8, 8, kernel, numbers, "float16")
+    assert launch.conv2d_pair_in_triton((48, 16, 48), "float16")
+    assert not launch.conv2d_pair_in_triton((48, 16, 48), "float32")
+    assert not launch.conv2d_pair_in_triton((48, 64, 48), "float16")
+
+
 def test_folded_batch_norm_equals_both():
     (x, weight, bias, _), numbers, _ = arguments(CASES[3], torch.float64)
     norm = torch.nn.BatchNorm2d(20).double().eval()
@@ -92,6 +117,10 @@ def test_traced_as_one_operator():
         (x, weight, None, None, 2, 0, 1, 1, None, 0.01, False),
     ]:
         torch.library.opcheck(torch.ops.xrk.conv2d.default, given)
+
+    torch.library.opcheck(
+        torch.ops.xrk.conv2d_summarised.default, (x, weight, bias, None, 1, 1, 1, 1, "silu", 0.01, False, 3)
+    )
 
     class Block(torch.nn.Module):
         def forward(self, x):
@@ -127,6 +156,8 @@ W = torch.zeros(8, 4, 3, 3)
         ({"groups": 3}, ValueError, "groups is 3; expected a divisor of x's channels, 4"),
         ({"residual": X}, ValueError, r"residual has shape \(2, 4, 5, 6\); expected the output's, \(2, 8, 5, 6\)"),
         ({"residual": torch.zeros(2, 8, 5, 6)}, ValueError, "residual has shape .* and strides"),
+        ({"summaries": 3}, ValueError, "summaries is 3; expected a divisor of the output's channels, 8"),
+        ({"summaries": True}, TypeError, "summaries is a bool; expected an int or None"),
         ({"activation": "tanh"}, ValueError, "activation is 'tanh'; expected one of 'relu'"),
     ],
 )
@@ -137,3 +168,10 @@ def test_bad_arguments(changes, error, words):
 
 def test_torch_does_it_on_purpose():
     assert dispatch.path_of("conv2d", "cpu").path == "torch"
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_a_sum_below_the_range_of_float16_becomes_0_not_nan(activation):
+    x = torch.full((1, 8, 4, 4), 60000.0, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    weight = torch.full((4, 8, 3, 3), -1.0, dtype=torch.float16)
+    assert not kernels.conv2d(x, weight, padding=1, activation=activation).any()

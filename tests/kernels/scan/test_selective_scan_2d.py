@@ -48,14 +48,33 @@ def test_it_is_the_definition(make_ss2d, path, shape, dtype, bound):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
-def test_half_precision_is_rounded_once_on_the_way_out(make_ss2d, dtype, bound):
-    x, *weights = make_ss2d(1, 6, 7, 20, 16, 2)
+def test_half_precision_is_rounded_once_on_the_way_out(make_ss2d, path, dtype, bound):
+    x, *weights = make_ss2d(2, 6, 7, 20, 16, 2)
     weights = [tensor.float() for tensor in weights]
     x = x.to(dtype)
     actual = kernels.selective_scan_2d(x, *weights)
     assert actual.dtype == dtype
     expected = reference.selective_scan_2d_reference(x.double(), *(w.double() for w in weights))
     assert error(actual, expected) < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_of_directions_are_whole_until_the_last(make_ss2d, path, dtype):
+    """Two directions that cancel, each beyond what a half holds, leave the other two to the last bit but one."""
+    x, *weights = (tensor.float() for tensor in make_ss2d(1, 5, 9, 19, 3, 2))
+    x = x.to(dtype)
+    weights[-1] = torch.tensor([1e5, 0.5, -1e5, 0.25]).repeat_interleave(19)
+    expected = reference.selective_scan_2d_reference(x.double(), *(w.double() for w in weights))
+    actual = kernels.selective_scan_2d(x, *weights)
+    torch.testing.assert_close(actual.double(), expected, rtol=torch.finfo(dtype).eps, atol=0.05)
+
+
+def test_the_native_map_has_a_dtype_of_its_own(make_ss2d):
+    x, *weights = (tensor.float().numpy() for tensor in make_ss2d(1, 2, 3, 4, 1, 1))
+    with pytest.raises(TypeError, match=r"x has dtype int32; expected float16, uint16 \(for bfloat16\), float32"):
+        _native.selective_scan_2d(x.astype(np.int32), *weights, x.copy())
+    with pytest.raises(TypeError, match="out has dtype float32; expected x's, float16"):
+        _native.selective_scan_2d(x.astype(np.float16), *weights, x.copy())
 
 
 def formula(key, shape):

@@ -1,0 +1,47 @@
+"""The scans' Triton kernels without a GPU: their numbers in Triton's interpreter. The compile gate has their code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from xrk.kernels import dispatch
+from xrk.kernels.scan import launch, selective_scan_2d
+
+
+# In a process of their own: what TRITON_INTERPRET says is read when Triton is imported.
+@pytest.mark.parametrize("what", ["image", "sequence", "bands"])
+def test_the_interpreted_kernels_are_the_definition(what):
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("interpreted_scans.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(script), what], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[-2] == "all equal"
+
+
+def test_float64_on_cuda_is_the_reference_with_one_warning(monkeypatch):
+    monkeypatch.setattr(dispatch, "take", lambda op, device: ("triton", None))
+    selective_scan_2d._warn_of_float64.cache_clear()
+    with pytest.warns(dispatch.FallbackWarning, match="xrk.kernels.scan_lines runs as .* no float64"):
+        assert selective_scan_2d.take("scan_lines", torch.zeros(1, dtype=torch.float64)) == ("reference", None)
+    assert selective_scan_2d.take("scan_lines", torch.zeros(1, dtype=torch.float64))[0] == "reference"
+    assert selective_scan_2d.take("scan_lines", torch.zeros(1))[0] == "triton"
+
+
+@pytest.mark.parametrize(("channels", "states", "width"), [(192, 1, 64), (192, 16, 32), (128, 16, 128), (1, 64, 32)])
+def test_blocks_of_channels_are_padded_little(channels, states, width):
+    config = launch.walk_configuration(channels, states)
+    assert config["WIDTH"] == width
+    block = config["WIDTH"] * config["BLOCKS"]
+    assert -(-channels // block) * block < channels + 32
+
+
+@pytest.mark.parametrize("length", [1, 31, 33, 1000, 65536])
+@pytest.mark.parametrize("others", [1, 7, 10**6])
+def test_a_sequence_is_cut_where_programs_are_few(length, others):
+    piece = launch.piece_length(length, others)
+    pieces = -(-length // piece)
+    assert 1 <= piece <= length and (pieces == 1 or (piece >= launch.SHORTEST_PIECE and pieces * others <= 2048))
