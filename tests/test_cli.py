@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -194,6 +195,17 @@ def test_models_and_info(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert xrk.__version__ in out and "torch" in out
+
+
+def test_plan(capsys):
+    assert main(["plan", "resnet18-unet", "500", "640"]) == 0
+    told = capsys.readouterr().out
+    assert "plan for 1 x 1 x 512 x 640" in told  # padded to the network's multiple of 32
+    assert re.search(r"predicted peak: [\d.]+ MiB", told)
+    assert main(["plan", "resnet18-unet", "500", "640", "--memory", "2MiB"]) == 2
+    assert re.fullmatch(r"xrk: memory=.* expected at least memory=\d+\.\n", capsys.readouterr().err)
+    assert main(["plan", "resnet18-unet", "0", "640"]) == 2
+    assert "expected" in capsys.readouterr().err
 
 
 def test_inspect_images(tmp_path, capsys, source, model):

@@ -115,6 +115,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     enhance.add_argument("paths", nargs="+", metavar="IN ... OUT", help="what to read; last, where to write")
     _add_enhance_options(enhance)
 
+    plan = verb(
+        "plan", _plan, "show how a network would run on frames of one size, and the memory that takes",
+        epilog="example: xrk plan resnet18-unet 4096 4096 --memory 1GiB",
+    )  # fmt: skip
+    plan.add_argument("model", metavar="MODEL", help="a name that `xrk models` lists, or the path of a checkpoint")
+    plan.add_argument("height", type=int, metavar="H", help="rows of the frames")
+    plan.add_argument("width", type=int, metavar="W", help="columns of the frames")
+    plan.add_argument("--memory", metavar="SIZE", help="memory to keep within, such as 2GiB (default: what is free)")
+    plan.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
+
     verb("models", _models, "list the networks that come with xrk")
     inspect = verb("inspect", _inspect, "say what an image or a checkpoint is, and what of it does not fit")
     inspect.add_argument("file", metavar="FILE", help="a TIFF image, or a checkpoint (.pth, .pt, .ckpt, .safetensors)")
@@ -198,6 +208,16 @@ def _models(_: argparse.Namespace) -> int:
                 print(textwrap.fill(text, 110, initial_indent=f"  {name:8} ", subsequent_indent=" " * 11))
     if not cards:
         print("No models come with this installation.")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import xrk
+
+    model = xrk.load(arguments.model)
+    multiple = model.card.size_multiple
+    padded = [-(-side // multiple) * multiple for side in (arguments.height, arguments.width)]
+    print(xrk.plan(model, padded, memory=arguments.memory, device=arguments.device))
     return 0
 
 

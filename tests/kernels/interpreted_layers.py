@@ -125,7 +125,7 @@ def conv2d():
                 continue
             # Of the output as it is stored; the deviations of one pixel are zero.
             state, stored = triton_conv2d.merge(parts, outputs), group_norm_summarise_reference(out, outputs)
-            torch.testing.assert_close(state, stored, rtol=2e-6, atol=1e-6, msg=what)
+            torch.testing.assert_close(state, stored, rtol=4e-6, atol=1e-6, msg=what)
     out = map_of((1, 16, 9, 5), torch.float32)
     weight, bias = torch.zeros(16, 16, 1, 1), torch.full((16,), 1e4)
     parts = triton_conv2d.conv2d(out, weight, bias, out.clone(), None, 0.0, False, out, True)

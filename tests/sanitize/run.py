@@ -1,8 +1,8 @@
 """Builds driver.cpp with csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer,
 and runs both: `python tests/sanitize/run.py`. Fails where a sanitizer reports anything or a result differs.
 
-Needs g++ (or another GCC in CXX) with libasan, libubsan and libtsan. The kernels for AVX-512 run only on a processor that
-has it, and are instrumented there alone.
+Needs g++ (or another GCC in CXX) with libasan, libubsan and libtsan. The kernels for AVX-512 run only on a processor
+that has it, and are instrumented there alone.
 """
 
 import concurrent.futures
