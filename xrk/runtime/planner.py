@@ -157,7 +157,8 @@ def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, froz
         yield b, least, frozenset()
     outputs = set(graph.outputs)
     if any(v not in outputs for s in cut(graph) for v in s.whole):
-        for b, least in bands:
+        # Each is long to lay out, for every segment begins at the image again.
+        for b, least in (*bands[:-1:3], bands[-1]):
             yield b, least, frozenset(n.output for n in graph.nodes)
 
 
