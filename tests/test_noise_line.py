@@ -3,7 +3,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial import cKDTree
@@ -278,6 +278,7 @@ def test_frames_without_a_valid_pixel_or_of_one_huge_value(value):
     ),
     st.sampled_from([None, 0.0, 100.0]),
 )
+@example(np.array([[0, np.finfo(np.float32).max]], np.float32), None)
 def test_any_frame_gives_a_usable_model(frame, offset):
     model = estimate_noise(frame, offset)
     counts = frame.astype(np.float64)
