@@ -24,11 +24,14 @@ __all__ = ["BANDS", "Plan", "make_plan"]
 # The ladder, fastest first: bands that stay in cache and are high enough for a convolution to be quick.
 # With the rows at a time goes the fewest rows of a small map that are made at once (see `schedule`).
 BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
+# Higher ones go before them where the image is narrow: as many pixels in a band, in fewer and larger products.
+TALL = (256, 128, 64)
+TALL_PIXELS = 1 << 16
 
 MIB = 1 << 20
 
 # What a process takes for its first plan beside the tensors: pages of code, oneDNN's kernels and their scratch.
-BACKEND = 45 * MIB
+BACKEND = 47 * MIB
 STEP = 400  # bytes of one step of the order, with its tuples
 
 
@@ -152,7 +155,8 @@ def make_plan(
 
 
 def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
-    bands = BANDS if band is None else ((band, 1),)
+    width = graph.input.shape[3]
+    bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
     for b, least in bands:
         yield b, least, frozenset()
     outputs = set(graph.outputs)
