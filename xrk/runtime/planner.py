@@ -32,6 +32,7 @@ MIB = 1 << 20
 
 # What a process takes for its first plan beside the tensors: pages of code, oneDNN's kernels and their scratch.
 BACKEND = 47 * MIB
+ALLOCATOR = 8  # bands come and go in all sizes: up to an eighth of them has been seen lost between blocks
 STEP = 400  # bytes of one step of the order, with its tuples
 
 
@@ -200,6 +201,7 @@ class _Sized:
             "maps kept whole": sum(size for v, size in held.items() if v not in outputs),
             **here,
         }
+        parts["allocator"] = (here.get("line buffers", 0) + here.get("bands and scratch", 0)) // ALLOCATOR
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
