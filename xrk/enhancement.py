@@ -26,6 +26,7 @@ from xrk.report import FrameReport, Report, residual_statistics
 from xrk.runtime.budget import parse_memory
 from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.frames import ROWS, FrameRunner
+from xrk.runtime.whole import padded_size
 
 Levels = tuple[float, float]
 Progress = bool | Callable[[int, int], Any] | None
@@ -297,8 +298,7 @@ class _Job:
         """Bytes that the call holds beside what the network's plan counts: at most this, whatever the frame."""
         image = self.image.image
         height, width = image.shape[-2:]
-        multiple = self.model.card.size_multiple
-        padded = (-(-height // multiple) * multiple) * (-(-width // multiple) * multiple)
+        padded = math.prod(padded_size((height, width), self.model.card.size_multiple))
         pixels, item = height * width, image.dtype.itemsize
         held = item * math.prod(image.shape) + 4 * pixels  # the result, the frame as the network sees it
         if padded != pixels:
@@ -467,14 +467,14 @@ class _Network:
                 f"The frame {v.shape} does not fit on {describe_device(self.device)}; "
                 'pass device="cpu", or memory= with what is free there.'
             ) from error
-        bad = sum(part.numel() - int(torch.isfinite(part).sum()) for _, part in answer)
-        if bad:
-            raise InputError(
-                f"The network's output is not finite at {bad} of {v.size} pixels; "
-                f"its input lay between {v.min():g} and {v.max():g}: expected levels near the image's values "
-                "(are there fill values that a mask should name?)."
-            )
         for rows, part in answer:
+            if not torch.isfinite(part).all():
+                bad = sum(int((~torch.isfinite(part)).sum()) for _, part in answer)
+                raise InputError(
+                    f"The network's output is not finite at {bad} of {v.size} pixels; "
+                    f"its input lay between {v.min():g} and {v.max():g}: expected levels near the image's values "
+                    "(are there fill values that a mask should name?)."
+                )
             yield rows, np.ascontiguousarray(part.to("cpu", run.dtype).numpy())
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from xrk.errors import InputError, MemoryBudgetError
 from xrk.runtime.budget import SMALLEST
 from xrk.runtime.planner import Plan, make_plan
-from xrk.runtime.whole import pad_by_reflection, resize_cubic, run_whole
+from xrk.runtime.whole import check_output, pad_by_reflection, padded_size, resize_cubic, run_whole
 
 __all__ = ["FrameRunner"]
 
@@ -52,7 +52,7 @@ class FrameRunner:
     ) -> None:
         self.module, self.shape = module, shape
         self.size_multiple, self.output_scale = size_multiple, output_scale
-        self.padded = tuple(-(-side // size_multiple) * size_multiple for side in shape)
+        self.padded = padded_size(shape, size_multiple)
         tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
         self.dtype = tensors[0].dtype if tensors else torch.float32
         self.plan: Plan | None = None
@@ -78,12 +78,7 @@ class FrameRunner:
         if self.shape != self.padded:
             x = pad_by_reflection(x, self.padded)
         y = self.plan.run(x[None, None])
-        expected = (1, 1, *(round(side * self.output_scale) for side in self.padded))
-        if not isinstance(y, torch.Tensor) or y.shape != expected:
-            given = tuple(y.shape) if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
-            raise InputError(
-                f"The network gave {given} for an input of shape {(1, 1, *self.padded)}; expected {expected}."
-            )
+        check_output(y, self.padded, self.output_scale)
         return Rows(y[0, 0], self.padded, self.shape)
 
 

@@ -135,12 +135,13 @@ def make_plan(
     with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
         graph = _graph(module, shape, dtype, where, unknown)
         checked = _check(module, graph, shape, dtype, where, unknown)
+        limit = _free(where) if budget is None else budget
         best = None
         for candidate in _candidates(graph, band):
             sized = _Sized(graph, candidate)
             if best is None or sized.peak < best.peak:
                 best = sized
-            if sized.peak <= (_free(where) if budget is None else budget):
+            if sized.peak <= limit:
                 best = sized
                 break
         else:
@@ -180,12 +181,12 @@ class _Sized:
         self.parts: dict[str, int] = {}
         for p in self.passes:
             for node in p.segment.before:
-                held[node.output] = _held_bytes(node.output)
+                held[node.output] = node.output.bytes
                 self._see(weights, held, outputs, {})
             for v in p.segment.whole:
                 held[v] = v.bytes
             for node in p.segment.summaries:
-                held[node.output] = max(_held_bytes(node.output), node.operator.state_bytes)
+                held[node.output] = max(node.output.bytes, node.operator.state_bytes)
             self._see(weights, held, outputs, {"line buffers": p.line_bytes, "bands and scratch": p.peak})
             for v in p.segment.last_use:
                 held.pop(v, None)
@@ -205,10 +206,6 @@ class _Sized:
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
-
-
-def _held_bytes(value: Value) -> int:
-    return value.bytes
 
 
 def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> Graph:

@@ -33,16 +33,27 @@ def run_whole(module: nn.Module, x: torch.Tensor, size_multiple: int = 1, output
         InputError: the module's output has another shape than it should.
     """
     height, width = x.shape[-2:]
-    padded = (-(-height // size_multiple) * size_multiple, -(-width // size_multiple) * size_multiple)
+    padded = padded_size((height, width), size_multiple)
     with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _exact():
         y = module(pad_by_reflection(x, padded))
-        expected = (1, 1, *(round(side * output_scale) for side in padded))
-        if not isinstance(y, torch.Tensor) or y.shape != expected:
-            given = tuple(y.shape) if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
-            raise InputError(f"The network gave {given} for an input of shape {(1, 1, *padded)}; expected {expected}.")
+        check_output(y, padded, output_scale)
         if y.shape[-2:] != padded:
             y = resize_cubic(y, padded)
         return y[..., :height, :width]
+
+
+def padded_size(shape: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(H, W), each rounded up to a multiple."""
+    height, width = (-(-side // multiple) * multiple for side in shape)
+    return height, width
+
+
+def check_output(y: Any, padded: tuple[int, int], output_scale: float) -> None:
+    """Raises InputError where a network's answer to (1, 1, *padded) is no tensor of the shape it should have."""
+    expected = (1, 1, *(round(side * output_scale) for side in padded))
+    if not isinstance(y, torch.Tensor) or y.shape != expected:
+        given = tuple(y.shape) if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
+        raise InputError(f"The network gave {given} for an input of shape {(1, 1, *padded)}; expected {expected}.")
 
 
 # These settings are the whole process's: the first thread in makes them, the last one out takes them back.
