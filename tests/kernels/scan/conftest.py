@@ -1,4 +1,4 @@
-"""Inputs of the scans from a seed, the public module that they come from, and Triton's interpreter for their kernels."""
+"""Inputs of the scans from a seed, the public module that they are from, and Triton's interpreter for their kernels."""
 
 import os
 import subprocess
