@@ -135,6 +135,7 @@ def conv2d_pair(dtype: str) -> Iterator[Case]:
         constants |= {"HAS_BIAS1": True, "HAS_BIAS2": True, "HAS_RESIDUAL": True, "ADD_FIRST": True}
         constants |= {"ACTIVATION1": "relu", "ACTIVATION2": "relu", "OPERAND": OPERANDS[dtype]}
         name = f"conv2d_pair C{channels} ReLU residual {dtype}"
-        case = Case(name, triton_conv2d.conv2d_pair_kernel, types, constants, launch.CONV2D_PAIR["num_warps"])
+        warps = launch.conv2d_pair_warps(channels, channels)
+        case = Case(name, triton_conv2d.conv2d_pair_kernel, types, constants, warps)
         case.num_stages, case.required, case.resident_warps = 1, ("LDG.128", "STG.128", "MMA", "BAR"), 12
         yield case

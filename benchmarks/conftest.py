@@ -1,6 +1,6 @@
 """Options of the benchmarks, and the fixture that runs a contest and stores what it measured.
 
-    pytest benchmarks/ [-k op] [--device cpu|cuda] [--full | --tiny] [--threads N] [--results FOLDER]
+    pytest benchmarks/ [-k op] [--device cpu|cuda] [--full | --tiny] [--threads N] [--alone] [--results FOLDER]
 """
 
 import sys
@@ -26,6 +26,7 @@ def pytest_addoption(parser):
     group.addoption("--full", dest="size", action="store_const", const="full", default="quick", help="large shapes")
     group.addoption("--tiny", dest="size", action="store_const", const="tiny", help="only whether everything runs")
     group.addoption("--threads", type=int, default=torch.get_num_threads(), help="torch's threads (default: all)")
+    group.addoption("--alone", action="store_true", help="without peers: how ours takes another number of threads")
     group.addoption("--results", type=Path, default=records.RESULTS, help="folder of the JSON files")
 
 
@@ -61,6 +62,8 @@ def compete(request, benchmark, case):
     def run() -> None:
         with torch.no_grad():
             contest = request.module.contest(case, device)
+            if option("--alone"):
+                contest.peers = {}
             path = contest.path or contests.path_of(contest.ops, device)
             if "reference" in path:
                 pytest.skip(f"{request.module.OP} has no kernel on {device} here: its path is {path}")

@@ -31,7 +31,8 @@ class Contest:
     """`ours` and its peers by name: a function that computes the same, or a sentence that says why there is none.
 
     bytes and flops: the fewest that the operator must move (each input read once, each output written once) and
-    compute, an exponential counted as one; flops_dtype: in what the machine would do them fastest.
+    compute, an exponential counted as one; flops_dtype: in what the machine would do them fastest. once: peers so slow
+    here, and with so little to warm up, that the run which is compared with ours is the one that is timed.
     """
 
     ops: tuple[str, ...]
@@ -41,6 +42,7 @@ class Contest:
     flops: int
     flops_dtype: str = "float32"
     path: str = ""
+    once: tuple[str, ...] = ()
 
 
 @dataclass
@@ -134,14 +136,20 @@ def compare(contest: Contest, dtype: str, clock: Callable[[], float]) -> dict[st
             timing.absent = run
             continue
         try:
-            found = difference(run(), expected)
+            start = clock()
+            result = run()
+            seconds = clock() - start
+            found = difference(result, expected)
         except Exception as error:  # another's code, a compiler or a device without memory: in many ways
             timing.absent = f"it failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
             if isinstance(clock, CudaClock):
+                clock.started = None
                 torch.cuda.empty_cache()
             continue
         if not found <= SAME_WORK[dtype]:
             timing.absent = f"its result differs from ours by {found:.1e} of the largest value"
+        elif name in contest.once:
+            timing.seconds.append(seconds)
     return timings
 
 
@@ -156,7 +164,8 @@ def race(contest: Contest, timings: dict[str, Timing], benchmark: Any, clock: Ca
         run()
         return clock() - start
 
-    running = {name: contest.peers[name] for name, timing in timings.items() if timing.absent is None}
+    waiting = (name for name, timing in timings.items() if timing.absent is None and not timing.seconds)
+    running = {name: contest.peers[name] for name in waiting}
     first = {name: once(run) for name, run in running.items()}
     rounds = {name: min(30, int(budget / seconds)) for name, seconds in first.items()}
     for name, number in rounds.items():

@@ -5,6 +5,7 @@
 FILE: JSON as `pytest benchmarks/` writes it; without any, all of benchmarks/results/ops_*.json. A ratio above 1 says
 that xrk's operator is that many times as fast, or needs that many times less memory, as the peer beside it in the same
 run. "of ceiling" is the share of the time that the machine's own copying or arithmetic would take (see records.py).
+Where a case ran with one thread and with N, the last table has its efficiency: the one's time / N / the other's.
 """
 
 import argparse
@@ -38,9 +39,25 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def efficiencies(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: ours with several threads beside ours with one, on the same device."""
+    ours = {(*records.key(row)[:-1], row["threads"]): row for row in rows if row["peer"] is None}
+    lines = []
+    for *case, threads in sorted(ours, key=str):
+        one = ours.get((*case, 1))
+        if threads > 1 and one is not None:
+            row = ours[*case, threads]
+            share = f"{100 * one['p50'] / threads / row['p50']:.0f} %"
+            lines.append(_line([row["op"], _shape(row), str(threads), _time(one["p50"]), _time(row["p50"]), share]))
+    if not lines:
+        return []
+    head = ("op", "shape", "threads", "time with one", "with all", "efficiency")
+    return ["## Threads", "", _line(head), _line(["---"] * len(head)), *lines, ""]
+
+
 def _case(rows: list[dict[str, Any]]) -> Iterable[list[str]]:
     ours = next(row for row in rows if row["peer"] is None)
-    shape = " ".join([*(f"{letter}={value}" for letter, value in ours["shape"].items()), ours["dtype"]])
+    shape = _shape(ours)
     own = [_time(ours["p50"]), _memory(ours["peak_bytes"])]
     yield [shape, f"(ours: {ours['path']})", "", own[0], "", "", own[1], "", _share(ours)]
     for row in rows:
@@ -54,6 +71,10 @@ def _case(rows: list[dict[str, Any]]) -> Iterable[list[str]]:
             ratios[1] = f"{row['peak_bytes'] / ours['peak_bytes']:.2f}"
         memory = _memory(row["peak_bytes"])
         yield [shape, row["peer"], _time(row["p50"]), own[0], ratios[0], memory, own[1], ratios[1], _share(row)]
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return " ".join([*(f"{letter}={value}" for letter, value in row["shape"].items()), row["dtype"]])
 
 
 def _time(seconds: float) -> str:
@@ -82,7 +103,8 @@ def main() -> int:
     if not files:
         print(f"there is no ops_*.json in {records.RESULTS}; run `pytest benchmarks/` first", file=sys.stderr)
         return 1
-    print("\n".join(table(row for file in files for row in records.load(file))))
+    rows = [row for file in files for row in records.load(file)]
+    print("\n".join([*table(rows), *efficiencies(rows)]))
     return 0
 
 

@@ -18,8 +18,10 @@ GROUP_NORM = {"values": 2048, "channels": 128, "programs": 2048, "blocks": 4, "m
 CONV2D = {"from_one": 4096, "to_one": 2048, "values": 8192, "pixels": 256, "BLOCK_H": 8, "num_warps": 8}
 
 # Of two 3x3 in a row: a program's tile of the output, taken PIXELS at a time; programs: with a place for a tile of the
-# map between the two each, 20 KiB for 32 channels of float16, which together must stay in the second-level cache.
-CONV2D_PAIR = {"BLOCK_H": 16, "BLOCK_W": 16, "PIXELS": 128, "programs": 528, "num_warps": 8}
+# map between the two each, 20 KiB for 32 channels of float16, which together must stay in the second-level cache;
+# values: sums of one warp, at least. With fewer, the addresses cost more than the products, and ptxas, which then aims
+# at more resident warps, may spill.
+CONV2D_PAIR = {"BLOCK_H": 16, "BLOCK_W": 16, "PIXELS": 128, "programs": 528, "values": 512, "warps": 8}
 
 # Where Triton convolves on CUDA (1x1 and 3x3 of stride 1 that keep the map's size), and cuDNN through torch elsewhere:
 # from and to how many channels, and where that is known from. By the bandwidth model, 3x3 of C to C channels in float16
@@ -89,6 +91,12 @@ def conv2d_pair_in_triton(channels: tuple[int, int, int], dtype: str) -> bool:
     """Whether Triton's kernel is meant to run two 3x3 of these channels, before, between and after, on CUDA."""
     least, most = CONV2D_PAIR_IN_TRITON["channels"]
     return dtype in CONV2D_PAIR_IN_TRITON["dtypes"] and all(least <= c <= most for c in channels)
+
+
+def conv2d_pair_warps(between: int, outputs: int) -> int:
+    """Warps of one program, for the wider of its two products."""
+    most = max(conv2d_blocks(between, n)["BLOCK_O"] for n in (between, outputs))
+    return min(CONV2D_PAIR["warps"], CONV2D_PAIR["PIXELS"] * most // CONV2D_PAIR["values"])
 
 
 def conv2d_blocks(inputs: int, outputs: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from xrk.kernels.launch import CONV2D, CONV2D_PAIR, conv2d_blocks
+from xrk.kernels.launch import CONV2D, CONV2D_PAIR, conv2d_blocks, conv2d_pair_warps
 from xrk.kernels.normalization.triton_group_norm import merge
 
 __all__ = ["conv2d", "conv2d_pair", "merge"]
@@ -367,7 +367,7 @@ def conv2d_pair(
         ACTIVATION1=activations[0],
         ACTIVATION2=activations[1],
         OPERAND=operand(x, conv2d_pair_kernel),
-        num_warps=CONV2D_PAIR["num_warps"],
+        num_warps=conv2d_pair_warps(between, outputs),
         # The scratch is read after a barrier: no load of it may be moved ahead as a loop's next stage.
         num_stages=1,
         enable_fp_fusion=True,

@@ -68,6 +68,16 @@ def test_peers_run_beside_ours_until_their_time_is_used(contest):
     assert not timings["wrong"].seconds
 
 
+def test_a_peer_that_runs_once_is_timed_where_it_is_compared(contest):
+    runs = Runs()
+    peers = {"once": runs.run("once", 50.0), "twice": runs.run("twice", 1.0)}
+    made = contest.Contest(("op",), runs.run("ours", 2.0), peers, 8, 8, once=("once",))
+    timings = contest.compare(made, "float32", runs)
+    contest.race(made, timings, runs, runs, budget=3.0)
+    assert runs.order.count("once") == 1 and timings["once"].seconds == [50.0]
+    assert timings["twice"].seconds == [1.0] * 3
+
+
 def test_quantiles_are_interpolated(contest):
     assert contest.quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert contest.quantile([1.0, 2.0], 0.2) == pytest.approx(1.2)

@@ -72,6 +72,20 @@ def test_the_table_holds_ratios(modules, record):
     assert lines[-2] == "2026-01-02, commit 0123456789ab, torch 2.13"
 
 
+def test_the_threads_efficiency_is_told_where_one_thread_was_measured_too(modules, record):
+    _, report = modules
+    other = {"shape": {"H": 8, "C": 96}}
+    rows = [
+        record(None, 1e-3, 1),
+        record("torch", 2e-3, 1),
+        record(None, 1.8e-3, 1, threads=1),
+        record(None, 1.0, 1, **other),
+    ]
+    lines = report.efficiencies(rows)
+    assert lines[4:] == ["| layer_norm | H=4 C=96 float32 | 2 | 1.8 ms | 1 ms | 90 % |", ""]
+    assert report.efficiencies(rows[:2]) == []
+
+
 def test_without_results_the_report_says_how_to_get_them(modules, monkeypatch, tmp_path, capsys):
     records, report = modules
     monkeypatch.setattr(records, "RESULTS", tmp_path)

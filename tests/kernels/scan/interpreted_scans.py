@@ -1,13 +1,13 @@
-"""The scans' Triton kernels under Triton's interpreter, against float64: run by test_triton_scans.py with
+"""The scans' Triton kernels under Triton's interpreter, against float64: run by the `interpreted` fixture with
 TRITON_INTERPRET=1, in a process of its own, since that is decided when Triton is imported.
 
-    python interpreted_scans.py NAME        one of the functions below
+    python interpreted_scans.py NAME [ARGUMENT]        one of the functions below
 """
 
 import sys
 
 import torch
-from conftest import _make
+from conftest import _make, _public_module_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from xrk.kernels.scan import launch, reference, selective_scan_2d, triton_selective_scan, triton_selective_scan_2d
@@ -94,7 +94,16 @@ def bands(heights, width, k, seed):
     check(state if k % 2 == 0 else last, carried[1], torch.float32, ("last state", heights, width, k))
 
 
+def public_module(fixture):
+    """One image of ss2d_48.npz, its 72 channels in one block: each operation takes the interpreter its time."""
+    wide = {"WIDTH": 128, "BLOCKS": 1, "num_warps": 1}
+    triton_selective_scan_2d.walk_configuration = lambda channels, states: wide
+    error = _public_module_error(fixture, triton_selective_scan_2d.selective_scan_2d, images=1)
+    assert error < 1e-5, error
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"image": image, "sequence": sequence, "bands": bands}[sys.argv[1]]()
+    functions = {"image": image, "sequence": sequence, "bands": bands, "public_module": public_module}
+    functions[sys.argv[1]](*sys.argv[2:])
     print("all equal")

@@ -1,11 +1,8 @@
 """SS2D on the CPU: against the definition in float64, against the public implementation's output, and its phases."""
 
-import zlib
-
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from xrk.kernels.scan import reference
@@ -77,53 +74,13 @@ def test_the_native_map_has_a_dtype_of_its_own(make_ss2d):
         _native.selective_scan_2d(x.astype(np.float16), *weights, x.copy())
 
 
-def formula(key, shape):
-    """Appendix B of the networks' description."""
-    size = int(np.prod(shape))
-    wave = np.sin(0.6180339887498949 * np.arange(1, size + 1) + zlib.crc32(key.encode()) % 9973).reshape(shape)
-    match key.rsplit(".", 1)[-1]:
-        case "A_logs":
-            return np.log(1 + np.arange(size).reshape(shape) % shape[-1]) + 0.1 * wave
-        case "Ds":
-            return 1 + 0.1 * wave
-        case "dt_projs_bias":
-            return -3 + 0.5 * wave
-        case "x_proj_weight" | "dt_projs_weight":
-            return wave / np.sqrt(shape[-1])
-        case _ if len(shape) >= 2:
-            return 1.2 * wave / np.sqrt(size / shape[0])
-        case "weight":
-            return 1 + 0.1 * wave
-        case _:
-            return 0.1 * wave
-
-
-@pytest.mark.parametrize("scan", [kernels.selective_scan_2d, reference.selective_scan_2d_reference])
-def test_the_public_module_is_reproduced(shared_data, scan):
-    file = np.load(shared_data / "fixtures" / "ss2d_48.npz")
-    c, d, r, n = 48, 72, 3, 16
-    shapes = {
-        "in_proj.weight": (2 * d, c),
-        "conv2d.weight": (d, 1, 3, 3),
-        "conv2d.bias": (d,),
-        "x_proj_weight": (4, r + 2 * n, d),
-        "dt_projs_weight": (4, d, r),
-        "dt_projs_bias": (4, d),
-        "A_logs": (4 * d, n),
-        "Ds": (4 * d,),
-        "out_norm.weight": (d,),
-        "out_norm.bias": (d,),
-        "out_proj.weight": (c, d),
-    }
-    w = {key: torch.from_numpy(formula(key, shape).astype(np.float32)) for key, shape in shapes.items()}
-    x, z = F.linear(torch.from_numpy(file["x"]), w["in_proj.weight"]).split(d, -1)
-    x = F.conv2d(x.permute(0, 3, 1, 2), w["conv2d.weight"], w["conv2d.bias"], padding=1, groups=d)
-    x = F.silu(x).permute(0, 2, 3, 1).contiguous()
-    keys = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
-    y = scan(x, *(w[key] for key in keys))
-    y = F.layer_norm(y, (d,), w["out_norm.weight"], w["out_norm.bias"], 1e-5) * F.silu(z)
-    y = F.linear(y, w["out_proj.weight"])
-    assert error(y, torch.from_numpy(file["y"]).double()) < 1e-5
+@pytest.mark.parametrize("path", ["native", "reference", "triton"])
+def test_the_public_module_is_reproduced(shared_data, public_module_error, interpreted, path):
+    if path == "triton":
+        interpreted("public_module", shared_data / "fixtures" / "ss2d_48.npz")
+        return
+    scan = kernels.selective_scan_2d if path == "native" else reference.selective_scan_2d_reference
+    assert public_module_error(scan) < 1e-5
 
 
 def test_bytes_do_not_depend_on_threads(make_ss2d):

@@ -1,25 +1,14 @@
 """The scans' Triton kernels without a GPU: their numbers in Triton's interpreter. The compile gate has their code."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from xrk.kernels import dispatch
 from xrk.kernels.scan import launch, selective_scan_2d
 
 
-# In a process of their own: what TRITON_INTERPRET says is read when Triton is imported.
 @pytest.mark.parametrize("what", ["image", "sequence", "bands"])
-def test_the_interpreted_kernels_are_the_definition(what):
-    pytest.importorskip("triton")
-    script = Path(__file__).with_name("interpreted_scans.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script), what], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split("\n")[-2] == "all equal"
+def test_the_interpreted_kernels_are_the_definition(interpreted, what):
+    interpreted(what)
 
 
 def test_float64_on_cuda_is_the_reference_with_one_warning(monkeypatch):
