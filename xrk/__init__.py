@@ -43,6 +43,8 @@ _HOME = {
     "enhance": "enhancement",
     "enhance_file": "enhancement",
     "estimate_noise": "noise",
+    "fuse": "fusion",
+    "fuse_file": "fusion",
     "info": "environment",
     "list_models": "loading",
     "load": "loading",
@@ -58,6 +60,8 @@ __all__ = [
     "enhance_file",
     "errors",
     "estimate_noise",
+    "fuse",
+    "fuse_file",
     "info",
     "io",
     "kernels",
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
     from xrk import errors, io, kernels, metrics
     from xrk.enhancement import enhance, enhance_file
     from xrk.environment import info
+    from xrk.fusion import fuse, fuse_file
     from xrk.loading import Model, list_models, load
     from xrk.noise import NoiseModel, estimate_noise
     from xrk.planning import plan
