@@ -194,3 +194,18 @@ def test_pseudocolour_is_the_published_formula():
         v = count * 255 / 65535
         expected = colorsys.hsv_to_rgb((round(v) * 2 % 360) / 360, 0.8, (v / 255) ** 2.2)
         np.testing.assert_allclose(colour, 255 * np.array(expected), atol=0.51)
+
+
+def test_a_simulated_case_at_two_energies():
+    """What is organic lets both beams through, what is metal more of the hard one: and the pair is found unshifted."""
+    from xrk.scenes import baggage
+    from xrk.simulate import Detector, Geometry, radiate, to_uint16
+
+    geometry, detector = Geometry((210, 288), 450 / 288), Detector(gain=8, offset=100, read_noise=3)
+    beams = [radiate(baggage(), geometry, kilovolts=kv, filters=f) for kv, f in ((80, None), (150, {"copper": 1.0}))]
+    low, high = (to_uint16(detector.expose(beam, 3000, seed)) for seed, beam in enumerate(beams))
+    ratio = np.log(beams[1]) / np.log(beams[0])
+    blade, bottle = ratio[64:67, 88:91].mean(), ratio[40:43, 187:190].mean()
+    assert blade < 0.6 < 0.8 < bottle
+    _, report = xrk.fuse(low, high, report=True)
+    assert report.shift == (0.0, 0.0)

@@ -38,6 +38,7 @@ _require_installation()
 
 # name -> the module it comes from, imported when first asked for: `xrk --help` and `xrk.io` do not wait for torch.
 _HOME = {
+    "compare": "comparison",
     "Model": "loading",
     "NoiseModel": "noise",
     "enhance": "enhancement",
@@ -56,6 +57,7 @@ __all__ = [
     "Model",
     "NoiseModel",
     "__version__",
+    "compare",
     "enhance",
     "enhance_file",
     "errors",
@@ -73,6 +75,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from xrk import errors, io, kernels, metrics
+    from xrk.comparison import compare
     from xrk.enhancement import enhance, enhance_file
     from xrk.environment import info
     from xrk.fusion import fuse, fuse_file
