@@ -13,6 +13,7 @@ from xrk.kernels.convolution import triton_conv2d
 from xrk.kernels.convolution.triton_depthwise_conv2d import depthwise_conv2d_kernel
 from xrk.kernels.normalization import triton_group_norm
 from xrk.kernels.normalization.triton_layer_norm import layer_norm_kernel
+from xrk.kernels.wavelet import triton_wavelet2d
 
 DTYPES = ("fp16", "bf16", "fp32")
 
@@ -52,6 +53,7 @@ def cases() -> Iterator[Case]:
         constants = {"PER_GROUP": per_group, "BLOCK": launch.GROUP_NORM["merged"]}
         name = f"group_norm merge {per_group} channels"
         yield Case(name, triton_group_norm.group_norm_merge_kernel, types, constants, launch.GROUP_NORM["num_warps"])
+    yield from wavelet2d()
 
 
 def layer_norm(dtype: str) -> Iterator[Case]:
@@ -139,3 +141,17 @@ def conv2d_pair(dtype: str) -> Iterator[Case]:
         case = Case(name, triton_conv2d.conv2d_pair_kernel, types, constants, warps)
         case.num_stages, case.required, case.resident_warps = 1, ("LDG.128", "STG.128", "MMA", "BAR"), 12
         yield case
+
+
+def wavelet2d() -> Iterator[Case]:
+    numbers = ("inner", "rows", "stride")
+    constants, warps = {"BLOCK": launch.WAVELET["block"]}, launch.WAVELET["num_warps"]
+    for wavelet, length in (("db4", 8), ("haar", 2)):
+        maps = {name: "*fp32" for name in ("x", "filters", "low", "high")}
+        types = maps | dict.fromkeys(("n", *numbers, "lift"), "i32")
+        kernel = triton_wavelet2d.wavelet_analysis_kernel
+        yield Case(f"wavelet2d {wavelet}", kernel, types, constants | {"TAPS": length}, warps)
+        maps = {name: "*fp32" for name in ("low", "high", "filters", "out")}
+        types = maps | dict.fromkeys(("m", *numbers), "i32")
+        kernel = triton_wavelet2d.wavelet_synthesis_kernel
+        yield Case(f"wavelet2d_inverse {wavelet}", kernel, types, constants | {"TAPS": length}, warps)

@@ -2,10 +2,12 @@
 // not all know (bfloat16), before it calls them.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
 #include "cpu/layers.h"
+#include "cpu/wavelet.h"
 
 namespace py = pybind11;
 
@@ -115,6 +117,38 @@ void group_norm_apply(std::uintptr_t x, std::uintptr_t scale, std::uintptr_t mea
   run([&] { return cpu::group_apply(task, storage, images, pixels, threads); });
 }
 
+template <bool (*function)(const cpu::WaveletTask&, bool, std::size_t, std::size_t)>
+void wavelet(std::uintptr_t x, std::uintptr_t out, std::uintptr_t low, std::uintptr_t high, std::size_t taps,
+             std::size_t images, std::size_t height, std::size_t width, const std::string& dtype, std::size_t threads) {
+  const cpu::Storage storage = storage_of(dtype);
+  if (storage != cpu::S_F32 && storage != cpu::S_F64) {
+    throw py::value_error("dtype is '" + dtype + "'; expected 'float32' or 'float64'");
+  }
+  if (taps < 2 || taps % 2 != 0 || taps > cpu::most_taps) {
+    throw py::value_error("taps is " + std::to_string(taps) + "; expected an even number from 2 to " +
+                          std::to_string(cpu::most_taps));
+  }
+  const cpu::WaveletTask task{needed(x, "x"),
+                              needed(out, "out"),
+                              static_cast<const double*>(needed(low, "low")),
+                              static_cast<const double*>(needed(high, "high")),
+                              taps,
+                              positive(height, "height"),
+                              positive(width, "width")};
+  positive(threads, "threads");
+  run([&] { return function(task, storage == cpu::S_F64, images, threads); });
+}
+
+void synthesise(std::uintptr_t x, std::uintptr_t out, std::uintptr_t low, std::uintptr_t high, std::size_t taps,
+                std::size_t images, std::size_t height, std::size_t width, const std::string& dtype,
+                std::size_t threads) {
+  if (2 * std::min(height, width) < taps) {
+    throw py::value_error("height and width are " + std::to_string(height) + " and " + std::to_string(width) +
+                          "; expected half of the " + std::to_string(taps) + " taps or more");
+  }
+  wavelet<cpu::wavelet_synthesise>(x, out, low, high, taps, images, height, width, dtype, threads);
+}
+
 }  // namespace
 
 void bind_layers(py::module_& m) {
@@ -140,4 +174,12 @@ void bind_layers(py::module_& m) {
         py::arg("dtype"), py::arg("threads"),
         "out = ((x - mean) - mean_rest) * scale + shift, then SiLU where asked for. x, out: (images, pixels, channels) of\n"
         "`dtype`; the others (images, channels) of float32 (float64 for float64).");
+  m.def("wavelet2d", &wavelet<cpu::wavelet_analyse>, py::arg("x"), py::arg("out"), py::arg("low"), py::arg("high"),
+        py::arg("taps"), py::arg("images"), py::arg("height"), py::arg("width"), py::arg("dtype"), py::arg("threads"),
+        "xrk.kernels.wavelet2d on addresses. x: (images, height, width), out: (images, 4, (height + taps - 1) // 2,\n"
+        "(width + taps - 1) // 2), both of `dtype`, float32 or float64. low, high: `taps` values of float64.");
+  m.def("wavelet2d_inverse", &synthesise, py::arg("x"), py::arg("out"), py::arg("low"), py::arg("high"),
+        py::arg("taps"), py::arg("images"), py::arg("height"), py::arg("width"), py::arg("dtype"), py::arg("threads"),
+        "xrk.kernels.wavelet2d_inverse on addresses. x: (images, 4, height, width), out: (images, 2 height - taps + 2,\n"
+        "2 width - taps + 2), both of `dtype`, float32 or float64. low, high: `taps` values of float64, the analysis's.");
 }

@@ -7,6 +7,7 @@ from .convolution import conv2d, conv2d_pair, depthwise_conv2d, fold_batch_norm
 from .normalization import group_norm, group_norm_apply, group_norm_merge, group_norm_summarise, layer_norm
 from .scan.selective_scan import selective_scan
 from .scan.selective_scan_2d import carry_lines, scan_lines, selective_scan_2d, summarise_lines
+from .wavelet import wavelet2d, wavelet2d_inverse
 
 __all__ = [
     "carry_lines",
@@ -23,4 +24,6 @@ __all__ = [
     "selective_scan",
     "selective_scan_2d",
     "summarise_lines",
+    "wavelet2d",
+    "wavelet2d_inverse",
 ]

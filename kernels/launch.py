@@ -23,6 +23,9 @@ CONV2D = {"from_one": 4096, "to_one": 2048, "values": 8192, "pixels": 256, "BLOC
 # at more resident warps, may spill.
 CONV2D_PAIR = {"BLOCK_H": 16, "BLOCK_W": 16, "PIXELS": 128, "programs": 528, "values": 512, "warps": 8}
 
+# Values of one output map that a program makes along one axis; each thread makes several.
+WAVELET = {"block": 512, "num_warps": 4}
+
 # Where Triton convolves on CUDA (1x1 and 3x3 of stride 1 that keep the map's size), and cuDNN through torch elsewhere:
 # from and to how many channels, and where that is known from. By the bandwidth model, 3x3 of C to C channels in float16
 # has 4.5 C operations a byte, so that below about 41 the map's traffic decides and each pass that is saved counts; in

@@ -38,11 +38,14 @@ _require_installation()
 
 # name -> the module it comes from, imported when first asked for: `xrk --help` and `xrk.io` do not wait for torch.
 _HOME = {
+    "compare": "comparison",
     "Model": "loading",
     "NoiseModel": "noise",
     "enhance": "enhancement",
     "enhance_file": "enhancement",
     "estimate_noise": "noise",
+    "fuse": "fusion",
+    "fuse_file": "fusion",
     "info": "environment",
     "list_models": "loading",
     "load": "loading",
@@ -54,10 +57,13 @@ __all__ = [
     "Model",
     "NoiseModel",
     "__version__",
+    "compare",
     "enhance",
     "enhance_file",
     "errors",
     "estimate_noise",
+    "fuse",
+    "fuse_file",
     "info",
     "io",
     "kernels",
@@ -69,8 +75,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from xrk import errors, io, kernels, metrics
+    from xrk.comparison import compare
     from xrk.enhancement import enhance, enhance_file
     from xrk.environment import info
+    from xrk.fusion import fuse, fuse_file
     from xrk.loading import Model, list_models, load
     from xrk.noise import NoiseModel, estimate_noise
     from xrk.planning import plan

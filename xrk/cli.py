@@ -125,6 +125,32 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     plan.add_argument("--memory", metavar="SIZE", help="memory to keep within, such as 2GiB (default: what is free)")
     plan.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
 
+    fuse = verb(
+        "fuse", _fuse, "fuse a low-energy and a high-energy radiograph into one",
+        epilog="example: xrk fuse low.tif high.tif -o fused.tif --pseudocolor fused.png",
+    )  # fmt: skip
+    fuse.add_argument("low", metavar="LOW", help="the low-energy frame, TIFF")
+    fuse.add_argument("high", metavar="HIGH", help="the high-energy frame, of the same size and dtype")
+    fuse.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
+    fuse.add_argument("--method", default="wavelet", choices=("wavelet", "spatial"), help="default: wavelet")
+    fuse.add_argument(
+        "--threshold", type=float, default=20.0, metavar="COUNTS", help="of the spatial rule (default: 20)"
+    )
+    fuse.add_argument("--compat", choices=("bytes",), help="fuse high and low bytes one by one, as published")
+    fuse.add_argument("--allow-shift", action="store_true", help="fuse frames that are shifted against each other")
+    fuse.add_argument("--pseudocolor", metavar="PNG", help="colour picture of the result")
+
+    compare = verb(
+        "compare", _compare, "measure how far an image is from another",
+        epilog="example: xrk compare noisy.tif enhanced.tif --reference reference.tif --picture compared.png",
+    )  # fmt: skip
+    compare.add_argument("a", metavar="A", help="TIFF image")
+    compare.add_argument("b", metavar="B", help="another of the same size; the truth, where no reference is named")
+    compare.add_argument("--reference", metavar="TIFF", help="the truth; A and B are both measured against it")
+    compare.add_argument("--range", type=float, metavar="COUNTS", help="peak of PSNR (default: the dtype's range)")
+    compare.add_argument("--picture", metavar="PNG", help="both images, their residual, and the values along one row")
+    compare.add_argument("--row", type=int, metavar="N", help="that row (default: the middle one)")
+
     verb("models", _models, "list the networks that come with xrk")
     inspect = verb("inspect", _inspect, "say what an image or a checkpoint is, and what of it does not fit")
     inspect.add_argument("file", metavar="FILE", help="a TIFF image, or a checkpoint (.pth, .pt, .ckpt, .safetensors)")
@@ -218,6 +244,36 @@ def _plan(arguments: argparse.Namespace) -> int:
     multiple = model.card.size_multiple
     padded = [-(-side // multiple) * multiple for side in (arguments.height, arguments.width)]
     print(xrk.plan(model, padded, memory=arguments.memory, device=arguments.device))
+    return 0
+
+
+def _fuse(arguments: argparse.Namespace) -> int:
+    import xrk
+
+    report = xrk.fuse_file(
+        arguments.low, arguments.high, arguments.out, arguments.method, threshold=arguments.threshold,
+        compat=arguments.compat, allow_shift=arguments.allow_shift, picture=arguments.pseudocolor,
+    )  # fmt: skip
+    shift = "unknown" if report.shift is None else "{:+.0f} rows, {:+.0f} columns".format(*report.shift)
+    print(f"{arguments.out}\n  {report.method} fusion; shift {shift}; {report.clipped} pixels clipped")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    import xrk
+
+    a, b = (xrk.io.read(path).array for path in (arguments.a, arguments.b))
+    names = (Path(arguments.a).name, Path(arguments.b).name)
+    drawn = {"png": arguments.picture, "row": arguments.row, "names": names}
+    if arguments.reference is None:
+        print(f"{names[0]} against {names[1]}: {xrk.compare(a, b, data_range=arguments.range, **drawn)}")
+        return 0
+    reference = xrk.io.read(arguments.reference).array
+    told = [xrk.compare(image, reference, data_range=arguments.range) for image in (a, b)]
+    if arguments.picture is not None:
+        xrk.compare(a, b, data_range=arguments.range, **drawn)
+    for name, figures in zip(names, told, strict=True):
+        print(f"{name} against {Path(arguments.reference).name}: {figures}")
     return 0
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["CheckpointDescription", "Model", "inspect_checkpoint", "list_models"
 inspect_checkpoint = describe_checkpoint
 
 _WEIGHTS = Path(__file__).parent / "weights"
-_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".hdf5", ".h5")
 
 # Loading takes longer than enhancing a small frame, and integrators call `enhance` in a loop.
 _MOST_LOADED = 4
@@ -57,7 +58,7 @@ class Model:
         return f"<xrk.Model {card.name!r}: {card.architecture}, {card.parameters} parameters, {card.domain} domain>"
 
 
-def load(name_or_path: str | os.PathLike[str]) -> Model:
+def load(name_or_path: str | os.PathLike[str], *, rotations: Sequence[int] | None = None) -> Model:
     """A shipped model by its name, or a checkpoint by its path.
 
     A text that is the name of a shipped model means that model, whatever lies in the working folder. A shipped
@@ -65,7 +66,9 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
     unchanged file again costs nothing and gives the same `Model`.
 
     Args:
-        name_or_path: a name that `list_models` gives, or a file of torch (.pth, .pt, .ckpt) or safetensors.
+        name_or_path: a name that `list_models` gives, or a file of torch (.pth, .pt, .ckpt), safetensors or Keras
+            (.hdf5; needs h5py).
+        rotations: of a blind-spot network's branches, for a file that does not tell, see `xrk.models.BlindSpot`.
 
     Raises:
         ModelNotFoundError: the text is neither a name nor a file. CheckpointFileError: the file cannot be read, or
@@ -80,7 +83,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
     names = _shipped_names()
     if isinstance(name_or_path, str):
         if text in names:
-            return _kept(_WEIGHTS / f"{text}.safetensors", text)
+            return _kept(_WEIGHTS / f"{text}.safetensors", text, rotations)
         looks_like_path = text.endswith(_CHECKPOINT_SUFFIXES) or os.path.basename(text) != text
         if not text or not (looks_like_path or os.path.lexists(text)):
             close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
@@ -89,7 +92,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
                 + (f"did you mean {close[0]!r}? " if close else "")
                 + f"Shipped models: {', '.join(names) or 'none'}."
             )
-    return _kept(Path(text), None)
+    return _kept(Path(text), None, rotations)
 
 
 def list_models() -> list[Card]:
@@ -97,16 +100,17 @@ def list_models() -> list[Card]:
     return [_shipped_card(name) for name in _shipped_names()]
 
 
-def _kept(path: Path, shipped_name: str | None) -> Model:
+def _kept(path: Path, shipped_name: str | None, rotations: Sequence[int] | None) -> Model:
+    turned = None if rotations is None else tuple(rotations)
     with _lock:
-        key = _identity(path, shipped_name)
+        key = _identity(path, shipped_name, turned)
         if key in _loaded:
             _loaded.move_to_end(key)
             return _loaded[key]
-        model = _read(path, shipped_name)
+        model = _read(path, shipped_name, turned)
         # A file that changes while it is read must not stand for what it became.
-        if key is not None and key == _identity(path, shipped_name):
-            for old in [k for k in _loaded if k[:2] == key[:2]]:
+        if key is not None and key == _identity(path, shipped_name, turned):
+            for old in [k for k in _loaded if k[:3] == key[:3]]:
                 del _loaded[old]
             _loaded[key] = model
             if len(_loaded) > _MOST_LOADED:
@@ -114,17 +118,17 @@ def _kept(path: Path, shipped_name: str | None) -> Model:
         return model
 
 
-def _identity(path: Path, shipped_name: str | None) -> tuple[Any, ...] | None:
+def _identity(path: Path, *how: Any) -> tuple[Any, ...] | None:
     """What a file must keep for a loaded model to stand for it; None where there is no file to look at."""
     try:
         absolute = path.absolute()
         status = absolute.stat()
-        return str(absolute), shipped_name, status.st_ino, status.st_mtime_ns, status.st_size
+        return str(absolute), *how, status.st_ino, status.st_mtime_ns, status.st_size
     except (OSError, ValueError):
         return None
 
 
-def _read(path: Path, shipped_name: str | None) -> Model:
+def _read(path: Path, shipped_name: str | None, rotations: tuple[int, ...] | None) -> Model:
     card = None if shipped_name is None else _shipped_card(shipped_name)
     # Tensors made in a caller's inference mode could never be trained, and others get the same ones.
     with torch.inference_mode(False):
@@ -135,7 +139,7 @@ def _read(path: Path, shipped_name: str | None) -> Model:
                 "install xrk again."
             )
         try:
-            derived, module = assemble(state, file, None if card is None else card.to_dict())
+            derived, module = assemble(state, file, None if card is None else card.to_dict(), rotations)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
         # A quarter less time on a CPU: convolutions of few channels need no reordering then.

@@ -21,6 +21,7 @@ __all__ = ["encode_png", "panel_png", "preview_png"]
 WIDTH = 1600  # of a picture, at most
 MARGIN, GAP = 24, 16
 BACKGROUND, TEXT, FAINT, ACCENT = (22, 23, 26), (232, 232, 230), (150, 152, 156), (255, 176, 46)
+CURVES = ((150, 152, 156), (255, 176, 46), (90, 190, 255))
 Region = tuple[int, int, int, int]  # row, column, rows, columns
 
 
@@ -72,6 +73,7 @@ def panel_png(
     frames: Sequence[tuple[str, np.ndarray]],
     residual: tuple[str, np.ndarray] | None = None,
     zoom: Region | None = None,
+    profile: int | None = None,
 ) -> None:
     """Picture of several frames of one scene side by side, and their residual, with an enlarged part of each below.
 
@@ -80,6 +82,7 @@ def panel_png(
     residual: (label, (H, W) array); shown on a symmetric scale, which is added to the label.
     zoom: (row, column, rows, columns) of the enlarged part, which is fitted to the panel's width; without it, a part
         with much structure is chosen.
+    profile: a row whose values are drawn below, one curve for each frame.
     Raises ImageFileError where the file cannot be written, InputError where shapes do not fit.
     """
     arrays = [array for _, array in frames] + ([residual[1]] if residual else [])
@@ -91,7 +94,12 @@ def panel_png(
         half = _half_range(residual[1])
         label = f"{residual[0]}, \N{PLUS-MINUS SIGN}{_number(half)}"
         panels.append(_Panel(label, residual[1], (-half, half), is_frame=False))
-    _write(path, panels, len(frames) - 1, zoom)
+    row = None
+    if profile is not None:
+        if not 0 <= profile < arrays[0].shape[0]:
+            raise InputError(f"the profile's row is {profile}; the frames have rows 0 to {arrays[0].shape[0] - 1}.")
+        row = (f"row {profile}", [(label, array[profile]) for label, array in frames])
+    _write(path, panels, len(frames) - 1, zoom, row)
 
 
 # Grey scales
@@ -151,9 +159,18 @@ def _number(value: float) -> str:
 # Layout
 
 
-def _write(path: str | os.PathLike, panels: list[_Panel], clearest: int, zoom: Region | None) -> None:
+def _write(
+    path: str | os.PathLike,
+    panels: list[_Panel],
+    clearest: int,
+    zoom: Region | None,
+    profile: tuple[str, list[tuple[str, np.ndarray]]] | None = None,
+) -> None:
     with np.errstate(all="ignore"):  # a picture of values out of all bounds is poor, and no reason to fail or to warn
-        data = encode_png(_compose(panels, clearest, zoom))
+        canvas = _compose(panels, clearest, zoom)
+        if profile is not None:
+            canvas = np.concatenate([canvas, _profiles(canvas.shape[1], *profile)])
+        data = encode_png(canvas)
     with atomic_file(path) as file:
         file.write(data)
 
@@ -207,6 +224,31 @@ def _compose(panels: list[_Panel], clearest: int, zoom: Region | None) -> np.nda
     for index, text in enumerate(captions):
         _draw_text(canvas, text, bottom + index * line, MARGIN, scale, FAINT)
     return canvas
+
+
+def _profiles(width: int, title: str, curves: list[tuple[str, np.ndarray]]) -> np.ndarray:
+    """A strip (H, width, 3) with a curve for each row of values, their names in their colours above."""
+    height, line = 240, 24
+    strip = np.empty((height + line + MARGIN, width, 3), np.uint8)
+    strip[:] = BACKGROUND
+    inner = width - 2 * MARGIN
+    values = [np.nan_to_num(row.astype(np.float64)) for _, row in curves]
+    low, high = min(v.min() for v in values), max(v.max() for v in values)
+    high = high if high > low else low + 1.0
+    left = MARGIN
+    header = [(f"{title}, {_number(low)} .. {_number(high)}", FAINT)]
+    header += [(label, CURVES[i % len(CURVES)]) for i, (label, _) in enumerate(curves)]
+    for text, colour in header:
+        _draw_text(strip, text, 0, left, 2, colour)
+        left += 12 * (len(text) + 2)
+    for i, row in enumerate(values):
+        # Each column of the picture spans the values that fall on it, and reaches to its neighbour's.
+        at = np.linspace(0, len(row) - 1, inner)
+        y = (height - 1) * (1 - (np.interp(at, np.arange(len(row)), row) - low) / (high - low))
+        for column in range(inner - 1):
+            first, last = sorted((int(y[column]), int(y[column + 1])))
+            strip[line + first : line + last + 2, MARGIN + column] = CURVES[i % len(CURVES)]
+    return strip
 
 
 def _scale(panel: _Panel) -> str:

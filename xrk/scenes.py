@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from xrk.simulate import Placing, Scene, Solid, rotation
 
-__all__ = ["housing", "random_scene"]
+__all__ = ["baggage", "housing", "random_scene"]
 
 
 def housing(seed: int = 7) -> Scene:
@@ -46,6 +46,35 @@ def housing(seed: int = 7) -> Scene:
     for index, diameter in enumerate((0.8, 0.63, 0.5, 0.4, 0.32, 0.25, 0.2)):  # wire gauge, ISO 19232-1
         centre = [-5 + 4 * index, 38, -7 - diameter / 2]
         scene.add("iron", at.cylinder(centre, diameter / 2, 24, rotation(x=np.pi / 2)))
+    return scene
+
+
+def baggage(seed: int = 3) -> Scene:
+    """A packed case of 420 x 300 mm: clothes and bottles (polyethylene), a laptop, a knife, cans, keys and wires."""
+    rng = np.random.default_rng(seed)
+    scene, at = Scene(), Placing(rotation(x=0.05, y=-0.04))
+    shell = at.box([0, 0, 0], [420, 300, 180])
+    scene.add("polyethylene", shell)
+    scene.cut("polyethylene", shell, at.box([0, 0, 0], [412, 292, 174]))
+    for _ in range(14):  # rolled clothes: organic, of all thicknesses
+        half = rng.uniform([25, 15, 5], [90, 60, 22])
+        scene.add("polyethylene", at.ellipsoid(rng.uniform([-150, -100, -60], [150, 100, 60]), half))
+    for x, y in ((-120, 60), (60, -80)):  # bottles with metal caps
+        scene.add("polyethylene", at.cylinder([x, y, 10], 32, 110, rotation(y=1.2)))
+        scene.add("aluminium", at.cylinder([x + 58, y, 32], 14, 14, rotation(y=1.2)))
+    board = at.box([60, 50, -40], [230, 160, 3])
+    scene.add("aluminium", board)
+    for _ in range(60):  # chips, coils and screws on the laptop's board
+        place = [60 + rng.uniform(-105, 105), 50 + rng.uniform(-72, 72), -37]
+        chip = at.box(place, [*rng.uniform(2, 16, 2), rng.uniform(0.2, 1.5)])
+        scene.add(str(rng.choice(["copper", "tin", "iron"])), chip)
+    scene.add("iron", at.box([-70, -60, 20], [150, 22, 2.2], rotation(z=0.5)))  # a knife's blade, and its handle
+    scene.add("polyethylene", at.box([-150, -103, 20], [90, 26, 14], rotation(z=0.5)))
+    for index in range(4):  # keys
+        turn = rotation(z=0.4 * index)
+        scene.add("copper", at.box([150 - 8 * index, -100, 30 + 3 * index], [46, 8, 2], turn))
+    for index, diameter in enumerate((0.8, 0.5, 0.32, 0.2)):
+        scene.add("copper", at.cylinder([-180 + 12 * index, 0, 0], diameter / 2, 240, rotation(x=np.pi / 2)))
     return scene
 
 

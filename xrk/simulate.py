@@ -258,6 +258,7 @@ def radiate(
     geometry: Geometry,
     *,
     kilovolts: float = 130.0,
+    filters: Mapping[str, float] | None = None,
     unsharpness: float = 0.7,
     scatter: float = 0.08,
     vignetting: float = 0.12,
@@ -265,11 +266,12 @@ def radiate(
     """The noise-free signal at the panel, (H, W) float32 in units of the open beam's centre.
 
     Args:
+        kilovolts, filters: of the beam, see `spectrum`.
         unsharpness: standard deviation of the focal spot's blur in pixels.
         scatter: scattered fraction, as a wide blur of the primary signal.
         vignetting: how much darker the open beam is at the ends of the axes.
     """
-    signal = transmit(scene.thickness(geometry), geometry.shape, spectrum(kilovolts))
+    signal = transmit(scene.thickness(geometry), geometry.shape, spectrum(kilovolts, filters))
     if scatter > 0:
         signal += np.float32(scatter) * _wide_blur(signal, max(geometry.shape) / 9)
     signal = blur(signal, unsharpness)

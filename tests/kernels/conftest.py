@@ -14,6 +14,7 @@ from xrk.kernels.convolution.depthwise_conv2d import depthwise_conv2d_reference
 from xrk.kernels.normalization.group_norm import group_norm_apply_reference, group_norm_summarise_reference
 from xrk.kernels.normalization.layer_norm import layer_norm_reference
 from xrk.kernels.scan import reference
+from xrk.kernels.wavelet.wavelet2d import wavelet2d_inverse_reference, wavelet2d_reference
 
 from xrk import kernels
 
@@ -112,6 +113,13 @@ def _make(device="cpu", dtype=torch.float32, height=6, width=7, channels=20, see
             depthwise_conv2d_reference,
             {"x": image(), "weight": normal(channels, 1, 3, 3), "bias": normal(channels)},
             {"activation": "silu"},
+        ),
+        "wavelet2d": Call(kernels.wavelet2d, wavelet2d_reference, {"x": normal(2, height, width)}, {"wavelet": "db4"}),
+        "wavelet2d_inverse": Call(
+            kernels.wavelet2d_inverse,
+            wavelet2d_inverse_reference,
+            {"bands": normal(2, 4, height, width)},
+            {"wavelet": "db4"},
         ),
         "conv2d": Call(
             kernels.conv2d,

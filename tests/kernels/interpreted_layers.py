@@ -7,6 +7,8 @@ from xrk.kernels import launch
 from xrk.kernels.convolution import triton_conv2d, triton_depthwise_conv2d
 from xrk.kernels.normalization import triton_group_norm, triton_layer_norm
 from xrk.kernels.normalization.group_norm import group_norm_summarise_reference
+from xrk.kernels.wavelet import triton_wavelet2d
+from xrk.kernels.wavelet.wavelet2d import wavelet2d_inverse_reference, wavelet2d_reference
 
 # The interpreter truncates where it should round to bfloat16.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.6e-2}
@@ -54,6 +56,20 @@ def depthwise_conv2d():
                     x.double(), weight.double(), b64, padding=padding, dilation=dilation, groups=shape[1]
                 )
                 check(out, F.silu(expected) if silu else expected, f"depthwise_conv2d {shape}, {dtype}")
+
+
+def wavelet2d():
+    for wavelet in ("db4", "haar"):
+        for shape in [(1, 1, 1), (2, 5, 14), (1, 23, 2), (3, 8, 9)]:
+            x = normal(shape, torch.float32)
+            expected = wavelet2d_reference(x.double(), wavelet)
+            bands = torch.full(expected.shape, torch.nan)
+            triton_wavelet2d.wavelet2d(x, wavelet, shape[0], bands)
+            check(bands, expected, f"wavelet2d {wavelet} {shape}")
+            expected = wavelet2d_inverse_reference(bands.double(), wavelet)
+            image = torch.full(expected.shape, torch.nan)
+            triton_wavelet2d.wavelet2d_inverse(bands, wavelet, shape[0], image)
+            check(image, expected, f"wavelet2d_inverse {wavelet} {shape}")
 
 
 def exact_group_norm(x, groups, weight, bias, silu):
@@ -157,4 +173,5 @@ if __name__ == "__main__":
     group_norm()
     conv2d()
     conv2d_pair()
+    wavelet2d()
     print("all equal")

@@ -1,7 +1,7 @@
 """From a checkpoint file to a state dict, without running anything that the file says.
 
 torch's own files, zip and legacy (before 1.6), are read with ``weights_only=True`` to the CPU, wherever their tensors
-lay; safetensors with the safetensors library. The content decides, not the name.
+lay; safetensors with the safetensors library; Keras's HDF5 files with h5py. The content decides, not the name.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xrk.checkpoints.fitting import shown
+from xrk.checkpoints.keras_blindspot import read_keras
 from xrk.errors import CheckpointError, CheckpointFileError
 
 __all__ = ["CheckpointFile", "read_state"]
@@ -30,7 +31,6 @@ _PREFIXES = ("module.", "_orig_mod.")
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _OTHER_KINDS = {
     b"sys_info\0": "a torch file of before 2017; load it and save it once more with a torch of today",
-    b"\x89HDF": "an HDF5 file, as Keras writes it",
     b"\x93NUMPY": "a NumPy array",
     b"\x89PNG": "a PNG picture",
     b"II*\0": "a TIFF image",
@@ -42,7 +42,7 @@ _OTHER_KINDS = {
     b"<html": "a web page, perhaps from a download that failed",
     b"\x80": "a Python pickle that torch did not write; loading it would run code from the file",
 }
-_READABLE = "xrk reads checkpoints of torch (.pth, .pt, .ckpt) and safetensors"
+_READABLE = "xrk reads checkpoints of torch (.pth, .pt, .ckpt), safetensors and Keras (.hdf5)"
 
 # Neither torch nor safetensors compresses, and a zip archive packed again with compression gains some per cent on
 # weights. A file that claims to hold more than this many times its own size is out to fill the memory.
@@ -57,10 +57,10 @@ class CheckpointFile:
         path: of the file.
         size: bytes.
         sha256: of the whole file, hexadecimal.
-        container: ``"torch zip"``, ``"torch legacy"`` or ``"safetensors"``.
+        container: ``"torch zip"``, ``"torch legacy"``, ``"safetensors"`` or ``"keras hdf5"``.
         wrapper: keys under which the state dict lay, e.g. ``("params_ema",)``; empty where it was the whole file.
         ignored: entries beside the tensors that were left alone.
-        metadata: texts from the header of a safetensors file.
+        metadata: texts from the header of a safetensors file; the versions that a Keras file names.
     """
 
     path: str
@@ -94,7 +94,12 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Checkpo
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            content, metadata = _safetensors(path) if container == "safetensors" else (_torch(path, file), {})
+            if container == "safetensors":
+                content, metadata = _safetensors(path)
+            elif container == "keras hdf5":
+                content, metadata = read_keras(path, _MOST_GROWTH * size)
+            else:
+                content, metadata = _torch(path, file), {}
     except CheckpointFileError:
         raise
     except FileNotFoundError:
@@ -120,6 +125,8 @@ def _container(path: Path, file: BinaryIO, size: int) -> str:
     # The length of a JSON object, in eight bytes of which the upper ones are zero, and its first brace.
     if head[4:9] == b"\0\0\0\0{":
         return "safetensors"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "keras hdf5"
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "neither, or is damaged")
     raise CheckpointFileError(f"{_READABLE}; {path} is {kind}.")
 

@@ -35,6 +35,7 @@ class Format:
         conventions: how the network is to be run, given the configuration: the card's fields ``domain``, ``noise``,
             ``size_multiple``, ``output_scale`` and ``limits``.
         rename: this project's name of a tensor -> the network's own.
+        free: arguments of the constructor that no tensor tells; a card may name others than ``configuration`` does.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Format:
     configuration: Callable[[Shapes], dict[str, Any]]
     conventions: Callable[[dict[str, Any]], dict[str, Any]]
     rename: Callable[[str], str] = str
+    free: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """The table of known checkpoint formats, and the way from tensors to a network with its card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from xrk.checkpoints import dncnn, original_resnet18_unet, segmentation_models_pytorch
+from xrk.checkpoints import dncnn, keras_blindspot, original_resnet18_unet, segmentation_models_pytorch
 from xrk.checkpoints.files import CheckpointFile
 from xrk.checkpoints.fitting import Fit, Format, best_fit, build, shown
 from xrk.errors import CheckpointError, InputError
@@ -20,6 +20,7 @@ FORMATS: tuple[Format, ...] = (
     segmentation_models_pytorch.FORMAT,
     original_resnet18_unet.FORMAT,
     dncnn.FORMAT,
+    keras_blindspot.FORMAT,
 )
 
 _CARD_KEY = "xrk_card"
@@ -54,18 +55,29 @@ def require_fit(state: Mapping[str, Tensor]) -> Fit:
 
 
 def assemble(
-    state: Mapping[str, Tensor], file: CheckpointFile, entries: Mapping[str, Any] | None = None
+    state: Mapping[str, Tensor],
+    file: CheckpointFile,
+    entries: Mapping[str, Any] | None = None,
+    rotations: Sequence[int] | None = None,
 ) -> tuple[Card, nn.Module]:
     """A network and its card from what `read_state` gave.
 
     The card follows from the tensors. `entries`, fields of a card, take precedence; by default those that a
-    safetensors file carries in its header as JSON under ``xrk_card``.
+    safetensors file carries in its header as JSON under ``xrk_card``. `rotations` are those of a blind-spot network's
+    branches, which a Keras file may not tell.
 
     Raises:
         CheckpointError: the tensors fit no network, are not finite, the network is not for single-channel images, or
-            the fields are no card or contradict the tensors.
+            the fields are no card or contradict the tensors; rotations are needed, or given for another network.
     """
     fit = require_fit(state)
+    if rotations is not None and fit.format is not keras_blindspot.FORMAT:
+        raise CheckpointError(f"rotations= belongs to a blind-spot network; this is a {fit.format.architecture}.")
+    if file.container == "keras hdf5" or rotations is not None:
+        turned = keras_blindspot.chosen_rotations(file.metadata, rotations, file.path)
+        state = keras_blindspot.fold(state, turned)
+        fit = require_fit(state)
+        fit = replace(fit, config=fit.config | {"rotations": list(dict.fromkeys(turned))})
     _require_grey(fit)
     derived = _derived_card(fit, file)
     card = derived
@@ -76,7 +88,7 @@ def assemble(
             card = Card.from_dict(derived.to_dict() | dict(entries))
         except InputError as error:
             raise CheckpointError(str(error)) from None
-        config = _agreed_config(card, derived)
+        config = _agreed_config(card, derived, fit.format.free)
         fit = replace(fit, config=config)
         card = replace(card, config=config)
     module = build(fit, state)
@@ -85,7 +97,7 @@ def assemble(
 
 
 def _require_grey(fit: Fit) -> None:
-    inputs, outputs = fit.config["in_channels"], fit.config["out_channels"]
+    inputs, outputs = fit.config["in_channels"], fit.config.get("out_channels", 1)
     if (inputs, outputs) != (1, 1):
         raise CheckpointError(
             f"This {fit.format.architecture} turns {inputs} channels into {outputs}; "
@@ -117,12 +129,14 @@ def _header_entries(file: CheckpointFile) -> dict[str, Any]:
     return entries
 
 
-def _agreed_config(card: Card, derived: Card) -> dict[str, Any]:
+def _agreed_config(card: Card, derived: Card, free: tuple[str, ...]) -> dict[str, Any]:
     """The constructor's arguments, where card and tensors say the same; no tensor tells a float, the card may."""
     stated = {"architecture": card.architecture, "output_scale": card.output_scale, **card.config}
     found = {"architecture": derived.architecture, "output_scale": derived.output_scale, **derived.config}
     for name, value in stated.items():
-        is_free = name in card.config and isinstance(value, float) and isinstance(found.get(name), float)
+        is_free = name in free or (
+            name in card.config and isinstance(value, float) and isinstance(found.get(name), float)
+        )
         if name not in found or (value != found[name] and not is_free):
             raise CheckpointError(
                 f"The model card says {name} = {value!r}, but the tensors say {found.get(name, 'nothing of it')!r}."

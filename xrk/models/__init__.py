@@ -9,13 +9,15 @@ arguments and its state dict: no global state, and no buffer outside the state d
 
 from torch import nn
 
+from xrk.models.blindspot import BlindSpot
 from xrk.models.card import Card
 from xrk.models.dncnn import DnCNN
 from xrk.models.resnet18_unet import OriginalResNet18UNet, ResNet18UNet
 
-__all__ = ["ARCHITECTURES", "Card", "DnCNN", "OriginalResNet18UNet", "ResNet18UNet"]
+__all__ = ["ARCHITECTURES", "BlindSpot", "Card", "DnCNN", "OriginalResNet18UNet", "ResNet18UNet"]
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "blindspot": BlindSpot,
     "dncnn": DnCNN,
     "resnet18-unet": ResNet18UNet,
     "resnet18-unet-original": OriginalResNet18UNet,

@@ -15,7 +15,7 @@ from xrk.errors import InputError
 __all__ = ["DOMAINS", "NOISE_HANDLING", "OUTPUT_SCALES", "Card"]
 
 DOMAINS = ("unit", "symmetric", "stabilised")
-NOISE_HANDLING = ("estimate", "none")
+NOISE_HANDLING = ("estimate", "fit", "none")
 OUTPUT_SCALES = (1.0, 0.5)
 
 _TEXTS = ("name", "architecture", "description", "licence", "limits")
@@ -36,7 +36,7 @@ class Card:
             * ``"symmetric"``: 2 n - 1, and (y + 1) / 2 on the way back;
             * ``"stabilised"``: the generalised Anscombe transform of the counts, noise of standard deviation 1.
         noise: what ``noise=None`` means for this network: ``"estimate"`` the line of the noise model from the image,
-            or ``"none"``.
+            ``"fit"`` the line that agrees best with the network's own mean, or ``"none"``.
         size_multiple: height and width must be multiples of this many pixels.
         output_scale: height of the output over height of the input, 1.0 or 0.5.
         description: one sentence.

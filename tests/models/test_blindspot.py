@@ -1,0 +1,135 @@
+"""The blind-spot network against the original's output, against turning the image, and against its own promise."""
+
+import copy
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+import xrk
+from xrk.models import BlindSpot
+from xrk.models.blindspot import NoiseLine
+
+
+def formula(name, shape):
+    """The stored pairs' weights of one Keras tensor, `name` being layer.kernel or layer.bias."""
+    size = int(np.prod(shape))
+    wave = np.sin(0.6180339887498949 * np.arange(1, size + 1) + zlib.crc32(name.encode()) % 9973)
+    return (1.2 * wave / np.sqrt(size / shape[-1]) if name.endswith("kernel") else 0.1 * wave).reshape(shape)
+
+
+def published():
+    network = BlindSpot().eval()
+    for name, tensor in network.state_dict().items():
+        layer, kind = name.split(".")
+        if kind == "bias":
+            tensor.copy_(torch.from_numpy(formula(f"{layer}.bias", tuple(tensor.shape))))
+        else:
+            kernel = formula(f"{layer}.kernel", tuple(tensor.permute(2, 3, 1, 0).shape))
+            tensor.copy_(torch.from_numpy(kernel).permute(3, 2, 0, 1))
+    return network
+
+
+def small(rotations=(0, 1, 2, 3), **options):
+    torch.manual_seed(4)
+    return BlindSpot(rotations=rotations, features=3, **options).eval().requires_grad_(False)
+
+
+def test_size_and_parity(shared_data):
+    network = published()
+    assert sum(p.numel() for p in network.parameters()) == 1_265_858
+    pair = np.load(shared_data / "fixtures" / "sspg_tf1.15.5.npz")
+    with torch.inference_mode():
+        y = network(torch.from_numpy(pair["x"]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    for channel, name in enumerate(("loc", "std")):
+        assert np.abs(y[..., channel : channel + 1] - pair[name]).max() <= 1e-5 * np.abs(pair[name]).max()
+
+
+@pytest.mark.parametrize("rotation", [1, 2, 3])
+def test_turning_the_kernels_is_turning_the_image(rotation):
+    network, x = small(), torch.rand(2, 1, 64, 96)
+    turned = torch.rot90(network.branch(torch.rot90(x, rotation, (2, 3)), 0), -rotation, (2, 3))
+    torch.testing.assert_close(network.branch(x, rotation), turned, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("spot", [1, 2, 3])
+@pytest.mark.parametrize("rotation", [0, 1, 2, 3])
+def test_a_branch_sees_one_side_only(rotation, spot):
+    network = small((rotation,), spot=spot).double()
+    x = torch.rand(1, 1, 64, 64, dtype=torch.float64)
+    row, column = 33, 29
+    changed = x.clone()
+    changed[..., row, column] += 1
+    moved = (network(changed) - network(x)).abs().sum((0, 1)) > 0
+    rows, columns = torch.nonzero(moved, as_tuple=True)
+    ahead = {0: rows - row, 1: column - columns, 2: row - rows, 3: columns - column}[rotation]
+    assert len(ahead)
+    assert ahead.min() == spot
+
+
+def test_all_rotations_leave_the_spot_blind():
+    network = small(spot=2).double()
+    x = torch.rand(1, 1, 64, 64, dtype=torch.float64)
+    changed = x.clone()
+    changed[..., 30:33, 40:43] = torch.rand(3, 3, dtype=torch.float64)
+    difference = (network(changed) - network(x)).abs()
+    assert difference[..., 31, 41].max() == 0
+    assert difference[..., 31, 43].max() > 0
+
+
+def test_equal_branches_are_run_once():
+    whole, folded = small(), small((3, 3, 3, 3))
+    state = whole.state_dict()
+    kernel = state.pop("conv1x1_1.weight")
+    folded.load_state_dict(state | {"conv1x1_1.weight": kernel.view(24, 4, 6, 1, 1).sum(1)})
+    x = torch.rand(1, 1, 32, 64)
+    branch = whole.branch(x, 3)
+    y = torch.nn.functional.leaky_relu(whole.conv1x1_1(torch.cat([branch] * 4, 1)), 0.1)
+    y = torch.nn.functional.leaky_relu(whole.conv1x1_2(y), 0.1)
+    torch.testing.assert_close(folded(x), torch.cat([whole.loc(y), whole.std(y)], 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rotations", [(0, 1, 2, 3), (3,)])
+def test_it_streams(rotations):
+    network = small(rotations)
+    x = torch.rand(1, 1, 160, 96)
+    plan = xrk.plan(network, (160, 96), memory=int(1.02 * smallest(network, (160, 96))))
+    whole = copy.deepcopy(network).double()(x.double())
+    assert (plan.run(x) - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def smallest(network, size):
+    with pytest.raises(xrk.errors.MemoryBudgetError) as refused:
+        xrk.plan(network, size, memory="1MiB")
+    return refused.value.smallest
+
+
+def test_learnt_noise():
+    mean = np.array([-1.0, 0.5, 2.0])
+    slope = np.log1p(np.exp(0.5 - 4)) + 1e-3
+    for kind, expected in (
+        ("poisson", np.maximum(mean, 1e-3) * slope),
+        ("gaussian", np.full(3, (np.log1p(np.exp(0.25 - 4)) + 1e-3) ** 2)),
+        ("poisson-gaussian", np.maximum(np.maximum(mean, 1e-3) * slope + 0.25, 1e-3)),
+    ):
+        line = NoiseLine(kind)
+        with torch.no_grad():
+            for parameter, value in ((line.a, 0.5), (line.b, 0.25)):
+                if parameter is not None:
+                    parameter.fill_(value)
+            np.testing.assert_allclose(line(torch.from_numpy(mean)).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"rotations": ()}, "rotations is"),
+        ({"rotations": (0, 4)}, "quarter turns"),
+        ({"spot": 0}, "spot is 0"),
+        ({"noise": "salt"}, "noise is 'salt'"),
+    ],
+)
+def test_bad_arguments(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        BlindSpot(features=2, **options)

@@ -1,0 +1,167 @@
+"""The blind-spot network: an estimate of each pixel from its surroundings alone, so that noise cannot be copied.
+
+    image ──┬─ branch, looking up ────┐
+            ├─ branch, looking right ─┤ concatenate ── 1x1, 1x1 ──┬── loc: mean of what the pixel should be
+            ├─ branch, looking down ──┤                           └── std: its standard deviation
+            └─ branch, looking left ──┘
+
+The branch of rotation 0 sees the rows above a pixel only. It is a U-shaped network of 3x3 convolutions that reach two
+rows up and none down:
+
+    x ── enc0 ── enc1 ─ pool ── p1 @1/2 ───────────────────────────────────────┐        (x) ──┐
+           └ enc2 ─ pool ── p2 @1/4 ────────────────────────────────┐          │              │
+              └ enc3 ─ pool ── p3 @1/8 ───────────────────┐         │          │              │
+                 └ enc4 ─ pool ── p4 @1/16 ─────┐         │         │          │              │
+                    └ enc5 ─ pool ─ enc6 @1/32 ── dec5, 5b ── dec4, 4b ── dec3, 3b ── dec2, 2b ── dec1a, 1b ─ shift
+                                                @1/16     @1/8      @1/4       @1/2           @1
+
+Each pooling shifts its input down by one row first, and the last shift leaves the pixel's own row out.
+
+The other branches share its weights. The original turns the image by 90 degrees, runs the same branch and turns the
+result back. Here the kernels, shifts and cropped borders are turned instead, which is the same and leaves every
+operation local to rows: the network streams like any other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["BlindSpot", "NoiseLine"]
+
+# The branch of rotation 0 looks up, of 1 to the right, of 2 down, of 3 to the left: the image turned counter-clockwise.
+UP, RIGHT, DOWN, LEFT = range(4)
+
+_SLOPE = 0.1
+
+
+def _seen_half(y: Tensor, rotation: int) -> Tensor:
+    """Of a convolution padded by two on both sides, the part whose kernels end at the pixel itself."""
+    if rotation == UP:
+        return y[:, :, :-2]
+    if rotation == DOWN:
+        return y[:, :, 2:]
+    return y[..., :-2] if rotation == LEFT else y[..., 2:]
+
+
+def _shift(x: Tensor, rotation: int, steps: int = 1) -> Tensor:
+    """So many rows or columns away from where the branch looks; zeros come in."""
+    if rotation == UP:
+        return F.pad(x[:, :, :-steps], (0, 0, steps, 0))
+    if rotation == DOWN:
+        return F.pad(x[:, :, steps:], (0, 0, 0, steps))
+    return F.pad(x[..., :-steps], (steps, 0)) if rotation == LEFT else F.pad(x[..., steps:], (0, steps))
+
+
+def _up(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class NoiseLine(nn.Module):
+    """The noise's variance as a function of the mean, as the calibrated models learn it (in their normalised units).
+
+        poisson            max(mean, 0.001) (softplus(a - 4) + 0.001)
+        gaussian           (softplus(b - 4) + 0.001)^2
+        poisson-gaussian   max(max(mean, 0.001) (softplus(a - 4) + 0.001) + b, 0.001)
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        if kind not in ("poisson", "gaussian", "poisson-gaussian"):
+            raise ValueError(f'noise is {kind!r}; expected "poisson", "gaussian" or "poisson-gaussian"')
+        self.a = nn.Parameter(torch.zeros(())) if kind.startswith("poisson") else None
+        self.b = nn.Parameter(torch.zeros(())) if kind.endswith("gaussian") else None
+
+    def forward(self, mean: Tensor) -> Tensor:
+        if self.a is None:
+            return ((F.softplus(self.b - 4) + 1e-3) ** 2).expand_as(mean)
+        variance = mean.clamp_min(1e-3) * (F.softplus(self.a - 4) + 1e-3)
+        return variance if self.b is None else (variance + self.b).clamp_min(1e-3)
+
+
+class BlindSpot(nn.Module):
+    """The "uncalibrated" network of Khademi et al. 2021; (B, in_channels, H, W) -> (B, 2 or 1, H, W).
+
+    Channel 0 of the output is the mean, channel 1 the standard deviation of what a pixel's surroundings say about its
+    noise-free value (its sign means nothing, only its square is used). H and W must be multiples of 32.
+
+    Branches with the same rotation compute the same. They are run once, and the 1x1 convolution behind them reads
+    their sum: with ``rotations = (3, 3, 3, 3)`` the network is four times cheaper than the original's, and equal.
+
+    Source: Khademi, Rao, Minnerath, Hagen, Ventura, "Self-supervised Poisson-Gaussian denoising", WACV 2021, figure 2,
+    and their public code. The rotations (3, 3, 3, 3) are what that code becomes under TensorFlow 2: weights that were
+    trained there see the columns to the left of a pixel only.
+
+    Args:
+        rotations: of the branches, in the order in which they are concatenated, each 0 to 3 quarter turns.
+        features: channels of the encoder's convolutions; the decoder's have twice as many.
+        std: False leaves the second head out (weights trained on the mean squared error).
+        noise: the calibrated models' noise, learnt along with the weights: "poisson", "gaussian" or
+            "poisson-gaussian"; None for the uncalibrated one. See `NoiseLine`.
+        spot: half the side of what is blind: 1 hides the pixel alone, 2 the 3x3 pixels around it, n the 2n - 1 by
+            2n - 1, for detectors whose noise is correlated between neighbours.
+
+    Raises:
+        ValueError: ``rotations`` is empty or names others than 0, 1, 2, 3; ``spot`` is below 1; an unknown ``noise``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        rotations: Sequence[int] = (0, 1, 2, 3),
+        features: int = 48,
+        std: bool = True,
+        noise: str | None = None,
+        spot: int = 1,
+    ) -> None:
+        super().__init__()
+        if spot < 1:
+            raise ValueError(f"spot is {spot}; expected 1 or more")
+        if not rotations or any(r not in (UP, RIGHT, DOWN, LEFT) for r in rotations):
+            raise ValueError(f"rotations is {tuple(rotations)!r}; expected quarter turns, each 0, 1, 2 or 3")
+        self.rotations = tuple(dict.fromkeys(rotations))
+        self.spot = spot
+        for level in range(7):
+            self.add_module(f"enc_conv{level}", nn.Conv2d(features if level else in_channels, features, 3))
+        for level in (5, 4, 3, 2, 1):
+            below = features if level == 5 else 2 * features
+            skip = features if level > 1 else in_channels
+            first, second = ("1a", "1b") if level == 1 else (f"{level}", f"{level}b")
+            self.add_module(f"dec_conv{first}", nn.Conv2d(below + skip, 2 * features, 3))
+            self.add_module(f"dec_conv{second}", nn.Conv2d(2 * features, 2 * features, 3))
+        self.conv1x1_1 = nn.Conv2d(2 * features * len(self.rotations), 8 * features, 1)
+        self.conv1x1_2 = nn.Conv2d(8 * features, 2 * features, 1)
+        self.loc = nn.Conv2d(2 * features, 1, 1)
+        self.std = nn.Conv2d(2 * features, 1, 1) if std else None
+        self.noise = None if noise is None else NoiseLine(noise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.branch(x, rotation) for rotation in self.rotations], dim=1)
+        y = F.leaky_relu(self.conv1x1_1(y), _SLOPE)
+        y = F.leaky_relu(self.conv1x1_2(y), _SLOPE)
+        return self.loc(y) if self.std is None else torch.cat([self.loc(y), self.std(y)], dim=1)
+
+    def branch(self, x: Tensor, rotation: int) -> Tensor:
+        """What one side of each pixel says about it: (B, in_channels, H, W) -> (B, 2 features, H, W)."""
+
+        def conv(y: Tensor, name: str) -> Tensor:
+            layer = self.get_submodule(f"{name[:3]}_conv{name[3:]}")
+            padding = (2, 1) if rotation in (UP, DOWN) else (1, 2)
+            y = F.conv2d(y, torch.rot90(layer.weight, -rotation, (2, 3)), layer.bias, padding=padding)
+            return F.leaky_relu(_seen_half(y, rotation), _SLOPE)
+
+        def pool(y: Tensor) -> Tensor:
+            return F.max_pool2d(_shift(y, rotation), 2)
+
+        p1 = pool(conv(conv(x, "enc0"), "enc1"))
+        p2 = pool(conv(p1, "enc2"))
+        p3 = pool(conv(p2, "enc3"))
+        p4 = pool(conv(p3, "enc4"))
+        y = conv(pool(conv(p4, "enc5")), "enc6")
+        y = conv(conv(torch.cat([_up(y), p4], dim=1), "dec5"), "dec5b")
+        y = conv(conv(torch.cat([_up(y), p3], dim=1), "dec4"), "dec4b")
+        y = conv(conv(torch.cat([_up(y), p2], dim=1), "dec3"), "dec3b")
+        y = conv(conv(torch.cat([_up(y), p1], dim=1), "dec2"), "dec2b")
+        y = conv(conv(torch.cat([_up(y), x], dim=1), "dec1a"), "dec1b")
+        return _shift(y, rotation, self.spot)

@@ -1,0 +1,72 @@
+"""How far two frames of one object are shifted against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Shift", "find_shift"]
+
+# The middle of the frames is looked at: a power of two for the transform, enough structure, well under a second.
+_SIDE = 1024
+# The peak of the correlation in standard deviations of the rest from which it is believed. Simulated scenes of two
+# energies give 36 and more at 50 quanta a pixel, white noise 5 to 8, unrelated scenes 6 to 22 (512 x 512).
+_CLEAR = 30.0
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Whole pixels that the second frame lies further down and to the right than the first.
+
+    Attributes:
+        rows, columns: the shift.
+        clarity: height of the correlation's peak, in standard deviations of its surroundings.
+    """
+
+    rows: float
+    columns: float
+    clarity: float
+
+
+def find_shift(first: np.ndarray, second: np.ndarray) -> Shift | None:
+    """The shift by phase correlation (Kuglin and Hines, 1975), or None where there is no clear peak.
+
+    The frames' middle parts are windowed, and their cross-power spectrum is normalised to phases, so that only where
+    structures lie counts, not how strongly each energy shows them. High frequencies, mostly noise, are damped.
+
+    Args:
+        first, second: (H, W) of one shape, any real dtype.
+    """
+    height, width = (min(n, _SIDE) for n in first.shape)
+    if min(height, width) < 16:
+        return None
+    top, left = (first.shape[0] - height) // 2, (first.shape[1] - width) // 2
+    middle = np.s_[top : top + height, left : left + width]
+    window = np.outer(np.hanning(height), np.hanning(width))
+    a, b = (_flattened(frame[middle].astype(np.float64)) * window for frame in (first, second))
+    if not a.any() or not b.any():
+        return None
+    spectrum = np.conj(np.fft.rfft2(a)) * np.fft.rfft2(b)
+    magnitude = np.abs(spectrum)
+    phases = np.divide(spectrum, magnitude, out=np.zeros_like(spectrum), where=magnitude > 1e-12 * magnitude.max())
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    surface = np.fft.irfft2(phases * np.exp(-((frequency / 0.15) ** 2)), s=(height, width))
+    row, column = np.unravel_index(int(np.argmax(surface)), surface.shape)
+    peak = surface[row, column]
+    rest = np.roll(surface, (8 - row, 8 - column), axis=(0, 1))
+    rest[:17, :17] = 0.0
+    clarity = float(peak / rest.std()) if rest.std() > 0 else float("inf")
+    if clarity < _CLEAR:
+        return None
+    rows, columns = (int(i) if i <= n // 2 else int(i) - n for i, n in ((row, height), (column, width)))
+    return Shift(float(rows), float(columns), clarity)
+
+
+def _flattened(frame: np.ndarray) -> np.ndarray:
+    """Without its mean plane: slopes across the frame would be edges where it is wrapped round."""
+    frame = frame - frame.mean()
+    rows, columns = (np.linspace(-1, 1, n) for n in frame.shape)
+    frame -= (frame.mean(1) @ rows / (rows @ rows)) * rows[:, None]
+    frame -= (frame.mean(0) @ columns / (columns @ columns)) * columns[None]
+    return frame
