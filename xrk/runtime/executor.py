@@ -12,7 +12,7 @@ import torch
 
 from xrk.errors import MemoryBudgetError
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
-from xrk.runtime.rows import layout
+from xrk.runtime.rows import as_channels_last, layout
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.stores import Rows, rows_of, split
 
@@ -56,7 +56,7 @@ class _Run:
         self.graph, self.passes, self.x, self.progress = graph, passes, x, progress
         self.device = x.device
         self.shrunk: list[str] = []
-        self.held: dict[Value, Any] = {graph.input: _explicit(x)}
+        self.held: dict[Value, Any] = {graph.input: _settled(x)}
         for node in graph.nodes:
             self.held.update((v, v.constant) for v in node.inputs if v.constant is not None)
         self.held.update((v, v.constant) for v in graph.outputs if v.constant is not None)
@@ -199,9 +199,7 @@ class _Attempt:
         self.stores.clear()
 
 
-def _explicit(x: torch.Tensor) -> torch.Tensor:
-    """A one-channel map with the strides of channels-last: both layouts fit it, and operators would pick the other."""
-    if x.ndim == 4 and x.shape[:2] == (1, 1) and x.is_contiguous():
-        h, w = x.shape[2:]
-        return x.as_strided(x.shape, (h * w, 1, w, 1))
-    return x
+def _settled(x: torch.Tensor) -> torch.Tensor:
+    """A map of one channel has its channels last as well as first, and is taken so."""
+    same = as_channels_last(x)
+    return x if same is None else same
