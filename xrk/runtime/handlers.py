@@ -5,8 +5,10 @@ from xrk.runtime import (
     nodes_elementwise,
     nodes_global,
     nodes_interpolation,
+    nodes_matmul,
     nodes_pooling,
     nodes_shape,
+    nodes_view,
 )
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "nodes_elementwise",
     "nodes_global",
     "nodes_interpolation",
+    "nodes_matmul",
     "nodes_pooling",
     "nodes_shape",
+    "nodes_view",
 ]

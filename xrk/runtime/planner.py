@@ -48,6 +48,8 @@ class Plan:
         parts: bytes by part at the moment of the peak.
         arithmetic: products relative to the whole image, 1.0 unless the budget forces maps to be made again.
         checked: whether the captured graph was compared with the module, and on which size.
+        shrunk: a line for every time that memory ran out in the last run, which then went on in lower bands; that run
+            is as exact as any other, but not the same bits.
     """
 
     shape: tuple[int, int, int, int]
@@ -61,6 +63,7 @@ class Plan:
     budget: int | None
     _graph: Graph = field(repr=False)
     _passes: list[Pass] = field(repr=False)
+    shrunk: list[str] = field(default_factory=list)
 
     def run(self, x: torch.Tensor, progress: Callable[[int, int], Any] | None = None) -> Any:
         """What the module gives for ``x``, from the same bytes the same bytes.
@@ -71,7 +74,8 @@ class Plan:
                 of it stays.
 
         Raises:
-            InputError: another shape, dtype or device. InputTypeError: no tensor.
+            InputError: another shape, dtype or device. InputTypeError: no tensor. MemoryBudgetError: memory ran out
+            in bands of one row as well.
         """
         if not isinstance(x, torch.Tensor):
             raise InputTypeError(f"The plan was given a {type(x).__name__}; expected a torch tensor of {self.shape}.")
@@ -82,7 +86,11 @@ class Plan:
                 f"The plan is for {_name(self.dtype)} on {self.device}, got {_name(x.dtype)} on {x.device}."
             )
         with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _exact():
-            outputs = execute(self._graph, self._passes, x, progress)
+            shrunk: list[str] = []
+            try:
+                outputs = execute(self._graph, self._passes, x, progress, shrunk)
+            finally:
+                self.shrunk = shrunk
         return self._graph.structure(outputs)
 
     def __str__(self) -> str:

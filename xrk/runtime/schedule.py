@@ -5,6 +5,7 @@ needs, node by node backwards, and a node computes at most a band's share at onc
 network, every row is computed once, and a value keeps only rows that some reader has yet to see.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xrk.runtime.graph import Node, RowLocal, Summarise, Value
@@ -71,6 +72,8 @@ class Pass:
         steps: the order.
         peak: the most bytes that bands, results and scratch take at once, the stores' own memory not counted.
         work: products of all steps.
+        band, least: what it was made with.
+        kept: rows [a, b) of values that were made before the first step and are still needed.
     """
 
     segment: Segment
@@ -78,6 +81,9 @@ class Pass:
     steps: list[Step] = field(default_factory=list)
     peak: int = 0
     work: int = 0
+    band: int = 1
+    least: int = 1
+    kept: dict[Value, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def line_bytes(self) -> int:
@@ -85,13 +91,15 @@ class Pass:
         return sum(s.reserved for s in self.stores if s.kind in ("line", "ring"))
 
 
-def schedule(segment: Segment, band: int, least: int = 1) -> Pass:
+def schedule(segment: Segment, band: int, least: int = 1, done: Mapping[Node, int] | None = None) -> Pass:
     """The order of a segment in bands of ``band`` rows, counted on the value of the segment that has the most rows.
 
     Where that is fewer than ``least`` rows of a smaller map, so many are made at once before they are enlarged: the
     weights of such layers are large, and are read for every step. It costs as many more rows of the skips around them.
+
+    ``done``: rows of each node that were made already; the order is that of the rest.
     """
-    return _Run(segment, band, least).result()
+    return _Run(segment, band, least, done or {}).result()
 
 
 class _Reader:
@@ -118,7 +126,7 @@ class _Reader:
 
 
 class _Run:
-    def __init__(self, segment: Segment, band: int, least: int) -> None:
+    def __init__(self, segment: Segment, band: int, least: int, done: Mapping[Node, int]) -> None:
         self.segment = segment
         self.least = least
         self.steps: list[Step] = []
@@ -138,6 +146,9 @@ class _Run:
         self.ends = [*ends, *(self._made_by[v] for v in segment.whole)]
         for v in segment.whole:
             self._of[v].kind = "whole"
+        self.kept: dict[Value, tuple[int, int]] = {}
+        if done:
+            self._resume([*readers, *ends], done)
         self._run()
         self._choose(readers)
 
@@ -172,6 +183,23 @@ class _Run:
             k = reader.store.index
             self._last[k], self._kept[k], self._alone[k] = (0, 0), 0, True
         return reader
+
+    def _resume(self, readers: list[_Reader], done: Mapping[Node, int]) -> None:
+        for reader in readers:
+            reader.done = done.get(reader.node, 0)
+            for i, store, made_by in reader.inputs:
+                if made_by is not None:
+                    over = reader.done == reader.rows
+                    reader.keep[i] = (
+                        made_by.rows + store.border if over else reader.need(i, reader.done, reader.rows)[0]
+                    )
+        for reader in readers:
+            store, low = reader.store, max(reader.lowest(), 0)
+            if store is None or store.kind == "whole" or low >= reader.done:
+                continue
+            self.kept[store.value] = self._last[store.index] = (low, reader.done)
+            end = reader.done + (store.border if reader.done == reader.rows else 0)
+            store.capacity = end - (low or -store.border)
 
     def _run(self) -> None:
         for number in range(1, -(-self.most // self.band) + 1):
@@ -244,7 +272,7 @@ class _Run:
                 store.capacity = min(-(-store.capacity // reader.cap) * reader.cap, reader.rows + 2 * store.border)
 
     def result(self) -> Pass:
-        made = Pass(self.segment, self.stores, self.steps)
+        made = Pass(self.segment, self.stores, self.steps, band=self.band, least=self.least, kept=self.kept)
         live, bands = 0, {}
         for step in self.steps:
             node, size = step.node, 0
