@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xrk.posterior import combine, fit_noise
+from xrk.posterior import combine, fit_noise, without_noise
 
 
 def frame(slope, intercept, seed=0, size=400):
@@ -50,12 +50,14 @@ def test_the_posterior_is_bayes_rule():
         density /= density.sum()
         mean = (x * density).sum()
         deviation = np.sqrt(((x - mean) ** 2 * density).sum())
-        found = combine(*(np.array(t) for t in (y, m, np.sqrt((u + v) * 1e-2), v * 1e-2)), floor=1e-9)
+        rest = without_noise(np.array(np.sqrt((u + v) * 1e-2)), np.array(v * 1e-2), 1e-9)
+        found = combine(np.array(y), np.array(m), rest, np.array(v * 1e-2))
         np.testing.assert_allclose(found, (mean, deviation), rtol=1e-6)
 
 
 def test_without_doubt_about_the_surroundings_the_mean_stands():
     y, m = np.array([0.2, 0.7]), np.array([0.5, 0.5])
-    x, deviation = combine(y, m, np.array([0.1, 0.1]), np.array([0.01, 0.01]), floor=1e-10)
+    variance = np.array([0.01, 0.01])
+    x, deviation = combine(y, m, without_noise(np.array([0.1, 0.1]), variance, 1e-10), variance)
     np.testing.assert_allclose(x, m, atol=1e-6)
     np.testing.assert_allclose(deviation, 1e-5, rtol=1e-3)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NoiseFit", "combine", "fit_noise"]
+__all__ = ["NoiseFit", "combine", "fit_noise", "without_noise"]
 
 _Array = NDArray[np.floating]
 
@@ -67,11 +67,20 @@ def fit_noise(pixels: _Array, mean: _Array, *, floor: float, compat: bool = Fals
     return NoiseFit(float(slope), float(intercept), floor)
 
 
-def combine(pixels: _Array, mean: _Array, std: _Array, variance: _Array, floor: float) -> tuple[_Array, _Array]:
-    """(x, standard deviation of x) of the posterior, in the arrays' dtype."""
-    rest = np.maximum(np.square(std) - variance, floor)
+def combine(pixels: _Array, mean: _Array, rest: _Array, variance: _Array) -> tuple[_Array, _Array]:
+    """(x, standard deviation of x) of the posterior, in the arrays' dtype.
+
+    Args:
+        rest: u, variance of the noise-free value given the surroundings; see `without_noise`.
+        variance: v, of the pixels' noise.
+    """
     both = variance + rest
     return (mean * variance + pixels * rest) / both, np.sqrt(variance * rest / both)
+
+
+def without_noise(std: _Array, variance: _Array, floor: float) -> _Array:
+    """u: what of a pixel's variance given its surroundings is not its noise's, at least ``floor``."""
+    return np.maximum(np.square(std) - variance, floor)
 
 
 def _simplex(cost: Callable[[_Array], float], start: _Array, tolerance: float) -> _Array:

@@ -151,6 +151,8 @@ def _configuration(shapes: Shapes) -> dict[str, Any]:
         "std": "std.weight" in shapes,
         "noise": learnt or None,
         "spot": 1,
+        "centre": 0.0,
+        "unit": 1.0,
     }
 
 
@@ -169,5 +171,5 @@ FORMAT = Format(
     "blindspot",
     _configuration,
     _conventions,
-    free=("rotations", "spot"),
+    free=("noise", "rotations", "spot"),
 )

@@ -33,6 +33,8 @@ __all__ = ["BlindSpot", "NoiseLine"]
 # The branch of rotation 0 looks up, of 1 to the right, of 2 down, of 3 to the left: the image turned counter-clockwise.
 UP, RIGHT, DOWN, LEFT = range(4)
 
+NOISES = ("poisson", "gaussian", "poisson-gaussian", "unit")
+
 _SLOPE = 0.1
 
 
@@ -64,16 +66,19 @@ class NoiseLine(nn.Module):
         poisson            max(mean, 0.001) (softplus(a - 4) + 0.001)
         gaussian           (softplus(b - 4) + 0.001)^2
         poisson-gaussian   max(max(mean, 0.001) (softplus(a - 4) + 0.001) + b, 0.001)
+        unit               1, nothing to learn: the counts are variance-stabilised
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        if kind not in ("poisson", "gaussian", "poisson-gaussian"):
-            raise ValueError(f'noise is {kind!r}; expected "poisson", "gaussian" or "poisson-gaussian"')
+        if kind not in NOISES:
+            raise ValueError(f"noise is {kind!r}; expected one of {', '.join(map(repr, NOISES))}")
         self.a = nn.Parameter(torch.zeros(())) if kind.startswith("poisson") else None
         self.b = nn.Parameter(torch.zeros(())) if kind.endswith("gaussian") else None
 
     def forward(self, mean: Tensor) -> Tensor:
+        if self.a is None and self.b is None:
+            return torch.ones_like(mean)
         if self.a is None:
             return ((F.softplus(self.b - 4) + 1e-3) ** 2).expand_as(mean)
         variance = mean.clamp_min(1e-3) * (F.softplus(self.a - 4) + 1e-3)
@@ -83,8 +88,9 @@ class NoiseLine(nn.Module):
 class BlindSpot(nn.Module):
     """The "uncalibrated" network of Khademi et al. 2021; (B, in_channels, H, W) -> (B, 2 or 1, H, W).
 
-    Channel 0 of the output is the mean, channel 1 the standard deviation of what a pixel's surroundings say about its
-    noise-free value (its sign means nothing, only its square is used). H and W must be multiples of 32.
+    Channel 0 of the output is the mean, channel 1 the standard deviation of what a pixel's surroundings say about it:
+    about the pixel with its noise, or, in a network with a ``noise`` of its own, about its noise-free value. The
+    deviation's sign means nothing, only its square is used. H and W must be multiples of 32.
 
     Branches with the same rotation compute the same. They are run once, and the 1x1 convolution behind them reads
     their sum: with ``rotations = (3, 3, 3, 3)`` the network is four times cheaper than the original's, and equal.
@@ -97,10 +103,11 @@ class BlindSpot(nn.Module):
         rotations: of the branches, in the order in which they are concatenated, each 0 to 3 quarter turns.
         features: channels of the encoder's convolutions; the decoder's have twice as many.
         std: False leaves the second head out (weights trained on the mean squared error).
-        noise: the calibrated models' noise, learnt along with the weights: "poisson", "gaussian" or
-            "poisson-gaussian"; None for the uncalibrated one. See `NoiseLine`.
+        noise: the calibrated models' noise: "poisson", "gaussian" or "poisson-gaussian", learnt along with the weights,
+            or "unit"; None for the uncalibrated one. See `NoiseLine`.
         spot: half the side of what is blind: 1 hides the pixel alone, 2 the 3x3 pixels around it, n the 2n - 1 by
             2n - 1, for detectors whose noise is correlated between neighbours.
+        centre, unit: the network works on (x - centre) / unit and answers in x's units.
 
     Raises:
         ValueError: ``rotations`` is empty or names others than 0, 1, 2, 3; ``spot`` is below 1; an unknown ``noise``.
@@ -114,6 +121,8 @@ class BlindSpot(nn.Module):
         std: bool = True,
         noise: str | None = None,
         spot: int = 1,
+        centre: float = 0.0,
+        unit: float = 1.0,
     ) -> None:
         super().__init__()
         if spot < 1:
@@ -121,7 +130,7 @@ class BlindSpot(nn.Module):
         if not rotations or any(r not in (UP, RIGHT, DOWN, LEFT) for r in rotations):
             raise ValueError(f"rotations is {tuple(rotations)!r}; expected quarter turns, each 0, 1, 2 or 3")
         self.rotations = tuple(dict.fromkeys(rotations))
-        self.spot = spot
+        self.spot, self.centre, self.unit = spot, centre, unit
         for level in range(7):
             self.add_module(f"enc_conv{level}", nn.Conv2d(features if level else in_channels, features, 3))
         for level in (5, 4, 3, 2, 1):
@@ -137,10 +146,13 @@ class BlindSpot(nn.Module):
         self.noise = None if noise is None else NoiseLine(noise)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (self.centre, self.unit) != (0.0, 1.0):
+            x = (x - self.centre) * (1 / self.unit)
         y = torch.cat([self.branch(x, rotation) for rotation in self.rotations], dim=1)
         y = F.leaky_relu(self.conv1x1_1(y), _SLOPE)
         y = F.leaky_relu(self.conv1x1_2(y), _SLOPE)
-        return self.loc(y) if self.std is None else torch.cat([self.loc(y), self.std(y)], dim=1)
+        mean = self.loc(y) * self.unit + self.centre
+        return mean if self.std is None else torch.cat([mean, self.std(y) * self.unit], dim=1)
 
     def branch(self, x: Tensor, rotation: int) -> Tensor:
         """What one side of each pixel says about it: (B, in_channels, H, W) -> (B, 2 features, H, W)."""
