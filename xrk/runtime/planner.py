@@ -1,7 +1,8 @@
 """From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from xrk.runtime.capture import capture
 from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse
-from xrk.runtime.graph import Graph, RowLocal, Value
+from xrk.runtime.graph import Graph, Node, RowLocal, Value
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import cut
 from xrk.runtime.whole import _exact
@@ -142,7 +143,6 @@ def make_plan(
     module = module_on(module, where)
     with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
         graph = _graph(module, shape, dtype, where, unknown)
-        checked = _check(module, graph, shape, dtype, where, unknown)
         limit = _free(where) if budget is None else budget
         best = None
         for candidate in _candidates(graph, band):
@@ -159,6 +159,8 @@ def make_plan(
                     f"{_mib(best.peak)}; expected at least memory={best.peak}.",
                     best.peak,
                 )
+        checked = _check(module, graph, shape, dtype, where, unknown)
+        _prepare(graph, best.passes)
     return Plan(
         shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
     )
@@ -221,8 +223,18 @@ def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.devi
     fuse(graph)
     for node in graph.nodes:
         node.home = device
-        node.prepare()
     return graph
+
+
+def _prepare(graph: Graph, passes: Sequence[Pass]) -> None:
+    heights: dict[Node, Counter[int]] = {}
+    for p in passes:
+        for step in p.steps:
+            heights.setdefault(step.node, Counter())[step.r1 - step.r0] += 1
+    for node in graph.nodes:
+        if isinstance(node, RowLocal):
+            node.heights = heights.get(node, {})
+        node.prepare()
 
 
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:
@@ -242,13 +254,11 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
             expected = module(x.clone())
         except Exception:
             continue  # too small for the network; the sizes grow
-        again = capture(module, small, dtype, device, unknown)
-        fuse(again)
+        again = _graph(module, small, dtype, device, unknown)
         if [n.label for n in again.nodes] != [n.label for n in graph.nodes]:
             continue  # it does other things on a smaller image
-        for node, prepared in zip(again.nodes, graph.nodes, strict=True):
-            node.home = device
-            node.adopt(prepared)
+        for node in again.nodes:
+            node.prepare()
         passes = [schedule(s, max(1, size[0] // 3)) for s in cut(again)]
         found = again.structure(execute(again, passes, x))
         wanted, got = (torch.utils._pytree.tree_leaves(t) for t in (expected, found))
