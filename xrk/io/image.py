@@ -49,6 +49,15 @@ class Image:
     notes: tuple[str, ...] = ()  # what its user should know, above all what an output will not have in common with it
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """With the file's byte order."""
+        return self.array.dtype
+
+    @property
     def description(self) -> str:
         """ImageDescription of the first page."""
         return self.pages[0].description.decode("utf-8", "replace")
