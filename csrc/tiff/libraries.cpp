@@ -195,19 +195,20 @@ std::string describe(const Library* library) {
 
 }  // namespace
 
+// None is ever destroyed: who uses them may outlive this file's other objects.
 const Zlib* zlib() {
-  static const std::unique_ptr<Zlib> found = find_zlib();
-  return zlib_allowed.load(std::memory_order_relaxed) ? found.get() : nullptr;
+  static const Zlib* const found = find_zlib().release();
+  return zlib_allowed.load(std::memory_order_relaxed) ? found : nullptr;
 }
 
 const Libdeflate* libdeflate() {
-  static const std::unique_ptr<Libdeflate> found = find_libdeflate();
-  return libdeflate_allowed.load(std::memory_order_relaxed) ? found.get() : nullptr;
+  static const Libdeflate* const found = find_libdeflate().release();
+  return libdeflate_allowed.load(std::memory_order_relaxed) ? found : nullptr;
 }
 
 const Libzstd* libzstd() {
-  static const std::unique_ptr<Libzstd> found = find_libzstd();
-  return libzstd_allowed.load(std::memory_order_relaxed) ? found.get() : nullptr;
+  static const Libzstd* const found = find_libzstd().release();
+  return libzstd_allowed.load(std::memory_order_relaxed) ? found : nullptr;
 }
 
 std::string describe_library(const std::string& name) {
