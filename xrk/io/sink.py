@@ -92,6 +92,11 @@ class Sink:
             self._file.write(header(order, self._big, 0))
             self._file.flush()
 
+    @property
+    def segment_rows(self) -> int:
+        """Rows of the highest strip or tile that is held until it is complete."""
+        return max((0 if layout.raw_strips else layout.rows for layout in self._layouts), default=0)
+
     # --- what a caller does ------------------------------------------------------------------------------------------
 
     def write(self, rows: slice, array: np.ndarray, page: int = 0, *, levels: tuple[float, float] | None = None) -> int:

@@ -13,7 +13,7 @@ from xrk.errors import ImageFileError, InputError, InputTypeError
 from xrk.io import segments
 from xrk.io.atomic import check_target
 from xrk.io.codecs import CODES, LOSSLESS, check_encoder
-from xrk.io.image import Image, Page
+from xrk.io.image import Image, Metadata, Page
 from xrk.io.sink import Sink
 from xrk.io.tiff_reader import DTYPES, SUPPORTED
 
@@ -65,6 +65,7 @@ def create(
         ImageFileError: the file cannot be written there or like that. InputError, InputTypeError: arguments that do
         not fit together.
     """
+    like = getattr(like, "metadata", like)  # a Source's, whose own dtype says nothing of the byte order
     if like is not None:
         shape = tuple(like.shape) if shape is None else tuple(shape)
         dtype = like.dtype if dtype is None else dtype
@@ -94,7 +95,7 @@ def write(
     path: str | os.PathLike,
     array: np.ndarray,
     *,
-    like: Image | None = None,
+    like: Image | Metadata | None = None,
     report: dict[str, Any] | None = None,
     compression: str | None = None,
 ) -> None:
@@ -126,6 +127,7 @@ def check_writable(path: str | os.PathLike, like: Any = None, *, compression: st
     Raises ImageFileError: the folder is missing or closed to writing, the name is that of a folder or of another
     format, or the compression needs a library that is not here.
     """
+    like = getattr(like, "metadata", like)
     _check_place(path, _output_pages(like, compression, like.dtype if like is not None else np.dtype("u2")))
 
 

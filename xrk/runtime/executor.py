@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from xrk.runtime.graph import Graph, RowLocal, Value
 from xrk.runtime.rows import layout
 from xrk.runtime.schedule import Pass, Store
+from xrk.runtime.streaming import Stream, Window, window
 
 __all__ = ["execute"]
 
@@ -16,15 +17,18 @@ __all__ = ["execute"]
 def execute(
     graph: Graph,
     passes: Sequence[Pass],
-    x: torch.Tensor,
+    x: torch.Tensor | Stream,
     progress: Callable[[int, int], Any] | None = None,
+    device: torch.device | None = None,
 ) -> list[torch.Tensor]:
-    """The outputs of the graph for ``x``, in the order of `Graph.outputs`.
+    """The outputs of the graph for ``x``, in the order of `Graph.outputs`; none where ``x`` is a `Stream`.
 
     ``progress`` is called with (steps done, steps) about a hundred times; what it raises ends the run. Everything is
-    allocated here and freed on the way out, whichever way that is.
+    allocated here and freed on the way out, whichever way that is. device: where a stream's rows lie.
     """
-    held: dict[Value, Any] = {graph.input: _explicit(x)}
+    stream = x if isinstance(x, Stream) else None
+    held: dict[Value, Any] = {} if stream else {graph.input: _explicit(x)}
+    device = device if stream else x.device
     for node in graph.nodes:
         held.update((v, v.constant) for v in node.inputs if v.constant is not None)
     held.update((v, v.constant) for v in graph.outputs if v.constant is not None)
@@ -35,28 +39,38 @@ def execute(
     for p in passes:
         for node in p.segment.before:
             held[node.output] = node.run([held[v] for v in node.inputs])
-        done = _run_pass(p, held, outputs, done, total, every, progress)
+        done = _run_pass(p, graph, held, outputs, device, stream, done, total, every, progress)
         for v in p.segment.last_use:
             held.pop(v, None)
+    if stream:
+        return []
     # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
     return [x.clone() if v is graph.input else held[v] for v in graph.outputs]
 
 
 def _run_pass(
     p: Pass,
+    graph: Graph,
     held: dict[Value, Any],
     outputs: set[Value],
+    device: torch.device,
+    stream: Stream | None,
     done: int,
     total: int,
     every: int,
     progress: Callable[[int, int], Any] | None,
 ) -> int:
-    device = next(t.device for t in held.values() if isinstance(t, torch.Tensor))
     made = set(p.segment.whole)
     stores: list[_Memory] = []
     # One block for all line buffers: freed bands between many small ones would leave holes in the heap.
     block, at = torch.empty(p.line_bytes, dtype=torch.uint8, device=device), 0
     for store in p.stores:
+        if stream is not None and store.value is graph.input:
+            stores.append(_Pulled(store, window(p, graph.input), device, stream))
+            continue
+        if stream is not None and store.value in outputs:
+            stores.append(_Pushed(store, None, device, stream))
+            continue
         if store.kind == "whole" and store.value in made:
             v = store.value
             # An output goes to the caller, who expects a contiguous tensor.
@@ -228,6 +242,52 @@ class _Whole(_Memory):
             node.compute(r0, r1, rows, place)
         else:
             place.copy_(node.compute(r0, r1, rows, None))
+
+
+class _Pulled(_Memory):
+    """The rows of a streamed input that some step has yet to read, in one block of memory."""
+
+    def __init__(self, store: Store, kept: Window, device: torch.device, stream: Stream) -> None:
+        super().__init__(store, layout(store.value, kept.capacity, device), device)
+        self.lowest, self.capacity, self.stream = iter(kept.lowest), kept.capacity, stream
+        self.first = self.end = 0
+
+    def read(self, a: int, b: int) -> torch.Tensor:
+        inside = max(a, 0), min(b, self.rows)
+        if inside[1] > inside[0]:
+            lowest = next(self.lowest)
+            if inside[1] > self.end:
+                self._pull(inside[1], lowest)
+        held = self.memory.narrow(2, inside[0] - self.first, inside[1] - inside[0])
+        return held if (a, b) == inside else F.pad(held, (0, 0, inside[0] - a, b - inside[1]))
+
+    def _pull(self, end: int, lowest: int) -> None:
+        if end - self.first > self.capacity:
+            by = min(lowest, self.end) - self.first
+            count = self.end - self.first - by
+            if count > 0 and by > 0:
+                kept = self.memory.narrow(2, by, count)
+                self.memory.narrow(2, 0, count).copy_(kept if by >= count else kept.clone())
+            self.first += by
+        if lowest > self.end:  # rows that nobody needs are passed over
+            self.stream.read(self.end, lowest)
+            self.first = self.end = lowest
+        self.memory.narrow(2, self.end - self.first, end - self.end)[0, 0].copy_(self.stream.read(self.end, end))
+        self.end = end
+
+
+class _Pushed(_Memory):
+    """A streamed output: its rows are handed on as they are made."""
+
+    def __init__(self, store: Store, memory: None, device: torch.device, stream: Stream) -> None:
+        super().__init__(store, memory, device)
+        self.stream = stream
+
+    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int) -> None:
+        y = node.compute(r0, r1, rows, None)
+        if node.reads_in_place:  # what it is a view of is written over before the receiver is done with it
+            y = y.clone()
+        self.stream.write(r0, y[0, 0])
 
 
 _KINDS = {"band": _Band, "line": _Line, "ring": _Ring, "whole": _Whole}

@@ -17,6 +17,7 @@ from xrk.runtime.fusion import fuse
 from xrk.runtime.graph import Graph, RowLocal, Value
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import cut
+from xrk.runtime.streaming import Stream, can_stream, lag, window
 from xrk.runtime.whole import _exact
 
 __all__ = ["BANDS", "Plan", "make_plan"]
@@ -48,6 +49,8 @@ class Plan:
         parts: bytes by part at the moment of the peak.
         arithmetic: products relative to the whole image, 1.0 unless the budget forces maps to be made again.
         checked: whether the captured graph was compared with the module, and on which size.
+        streamed: whether `stream` takes the place of `run`; peak_bytes then counts neither input nor output.
+        lag: of a streamed plan the most rows that the input is read ahead of what is yet to be handed on.
     """
 
     shape: tuple[int, int, int, int]
@@ -61,6 +64,13 @@ class Plan:
     budget: int | None
     _graph: Graph = field(repr=False)
     _passes: list[Pass] = field(repr=False)
+    streamed: bool = False
+    lag: int = 0
+
+    def stream(self, stream: Stream, progress: Callable[[int, int], Any] | None = None) -> None:
+        """Runs a streamed plan: from the same rows the same bytes as `run` of one with the same bands."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _exact():
+            execute(self._graph, self._passes, stream, progress, self.device)
 
     def run(self, x: torch.Tensor, progress: Callable[[int, int], Any] | None = None) -> Any:
         """What the module gives for ``x``, from the same bytes the same bytes.
@@ -117,8 +127,12 @@ def make_plan(
     dtype: torch.dtype | None = None,
     unknown: str = "refuse",
     band: int | None = None,
+    streamed: bool = False,
 ) -> Plan:
-    """The plan for a module on images of ``shape`` (1, C, H, W); see `xrk.plan`. ``band`` forces the rows at a time."""
+    """The plan for a module on images of ``shape`` (1, C, H, W); see `xrk.plan`. ``band`` forces the rows at a time.
+
+    ``streamed`` asks for a plan whose input is read, and whose output handed on, row by row, where the network allows.
+    """
     shape = _checked_shape(shape)
     _check_module(module)
     if unknown not in ("refuse", "whole"):
@@ -135,10 +149,11 @@ def make_plan(
     with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
         graph = _graph(module, shape, dtype, where, unknown)
         checked = _check(module, graph, shape, dtype, where, unknown)
+        streamed = streamed and can_stream(graph)
         limit = _free(where) if budget is None else budget
         best = None
         for candidate in _candidates(graph, band):
-            sized = _Sized(graph, candidate)
+            sized = _Sized(graph, candidate, streamed)
             if best is None or sized.peak < best.peak:
                 best = sized
             if sized.peak <= limit:
@@ -152,8 +167,9 @@ def make_plan(
                     best.peak,
                 )
     return Plan(
-        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
-    )
+        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes,
+        streamed, lag(best.passes, graph) if streamed else 0,
+    )  # fmt: skip
 
 
 def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
@@ -171,8 +187,9 @@ def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, froz
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]]) -> None:
+    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]], streamed: bool = False) -> None:
         self.band, least, again = candidate
+        self.handed_on = set(graph.outputs) if streamed else set()
         self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
         weights = sum(n.weight_bytes for n in graph.nodes)
         outputs = set(graph.outputs)
@@ -184,10 +201,16 @@ class _Sized:
                 held[node.output] = node.output.bytes
                 self._see(weights, held, outputs, {})
             for v in p.segment.whole:
-                held[v] = v.bytes
+                if v not in self.handed_on:
+                    held[v] = v.bytes
             for node in p.segment.summaries:
                 held[node.output] = max(node.output.bytes, node.operator.state_bytes)
-            self._see(weights, held, outputs, {"line buffers": p.line_bytes, "bands and scratch": p.peak})
+            here = {"line buffers": p.line_bytes, "bands and scratch": p.peak}
+            if streamed:
+                # The rows that are kept, a copy where they move, one band as it is read and one as it is handed on.
+                rows = 2 * window(p, graph.input).capacity + 2 * self.band
+                here["input's rows"] = graph.input.bytes_of(min(rows, 2 * graph.input.rows))
+            self._see(weights, held, outputs, here)
             for v in p.segment.last_use:
                 held.pop(v, None)
         once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
