@@ -83,7 +83,7 @@ def test_pages_are_a_stack(tmp_path):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), enhance(stack, _model()))
     assert len(report.frames) == 3
     assert report.invalid == 1
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(20, 60), (40, 60), (60, 60)]
 
 
 def test_levels_that_the_file_states(tmp_path, frame):
