@@ -87,11 +87,12 @@ class Network:
             "size_multiple": self.card.size_multiple, "output_scale": self.card.output_scale, "memory": memory,
             "whole": runtime == "whole",
         }  # fmt: skip
-        # Rows that were read wait for the network to come to them: how far it lags behind is known once it is planned.
-        groups = 4
+        # Rows that were read are wanted again with the network's answer: how far that lags behind is known once it is
+        # planned. Up to three groups more wait for the thread that takes the answers, and one is read ahead.
+        groups = 7
         while True:
             self.run = FrameRunner(module, shape, beside=beside + groups * group_bytes, **options)
-            self.groups = min(-(-self.run.lag // self.run.group) + 3, -(-shape[0] // self.run.group) + 1)
+            self.groups = min(-(-self.run.lag // self.run.group) + 6, -(-shape[0] // self.run.group) + 1)
             if memory is None or self.groups <= groups:
                 return
             groups = self.groups
