@@ -192,10 +192,10 @@ void scan_lines(const py::object& x_, const py::object& projection, const py::ob
   cpu::scan_lines(x, weights, direction, states, y, threads);
 }
 
+// The arguments that a 1-D scan and its gradients read.
 template <typename T>
-void selective_scan(const py::object& u_, const py::object& delta, const py::object& a_, const py::object& b_,
-                    const py::object& c, const py::object& skip, const py::object& bias, bool softplus,
-                    const py::object& order_, const py::object& state, const py::object& out, int threads_) {
+cpu::Scan1d<T> scan_of(const py::object& u_, const py::object& delta, const py::object& a_, const py::object& b_,
+                       const py::object& c, const py::object& bias, bool softplus, const py::object& order_) {
   const py::array u = checked<T>(u_, "u", {-1, -1, -1});
   const std::int64_t batch = u.shape(0), length = u.shape(1), channels = u.shape(2);
   const py::array a = checked<T>(a_, "A", {channels, -1});
@@ -213,7 +213,6 @@ void selective_scan(const py::object& u_, const py::object& delta, const py::obj
   scan.a = static_cast<const T*>(a.data());
   scan.b = static_cast<const T*>(b.data());
   scan.c = read<T>(c, "C", {batch, groups, length, states});
-  scan.skip = skip.is_none() ? nullptr : read<T>(skip, "D", {channels});
   scan.bias = bias.is_none() ? nullptr : read<T>(bias, "delta_bias", {channels});
   if (!order_.is_none()) {
     const bool per_image = py::isinstance<py::array>(order_) && py::reinterpret_borrow<py::array>(order_).ndim() == 2;
@@ -229,16 +228,47 @@ void selective_scan(const py::object& u_, const py::object& delta, const py::obj
     }
   }
   scan.softplus = softplus;
-  scan.state = write<T>(state, "state", {batch, channels, states});
-  scan.y = write<T>(out, "out", {batch, length, channels});
   scan.batch = batch;
   scan.length = length;
   scan.channels = channels;
   scan.groups = groups;
   scan.states = states;
+  return scan;
+}
+
+template <typename T>
+void selective_scan(const py::object& u, const py::object& delta, const py::object& a, const py::object& b,
+                    const py::object& c, const py::object& skip, const py::object& bias, bool softplus,
+                    const py::object& order, const py::object& state, const py::object& out, int threads_) {
+  cpu::Scan1d<T> scan = scan_of<T>(u, delta, a, b, c, bias, softplus, order);
+  scan.skip = skip.is_none() ? nullptr : read<T>(skip, "D", {scan.channels});
+  scan.state = write<T>(state, "state", {scan.batch, scan.channels, scan.states});
+  scan.y = write<T>(out, "out", {scan.batch, scan.length, scan.channels});
   const std::size_t threads = check_threads(threads_);
   py::gil_scoped_release unlocked;
   cpu::selective_scan(scan, threads);
+}
+
+template <typename T>
+void selective_scan_backward(const py::object& out_grad, const py::object& u, const py::object& delta,
+                             const py::object& a, const py::object& b, const py::object& c, const py::object& bias,
+                             bool softplus, const py::object& order, const py::object& state,
+                             const py::object& state_grad, const py::object& u_grad, const py::object& delta_grad,
+                             const py::object& a_grad, const py::object& b_grad, const py::object& c_grad,
+                             int threads_) {
+  cpu::Scan1d<T> scan = scan_of<T>(u, delta, a, b, c, bias, softplus, order);
+  scan.start = read<T>(state, "state", {scan.batch, scan.channels, scan.states});
+  const cpu::Scan1dGradients<T> gradients{
+      read<T>(out_grad, "out_grad", {scan.batch, scan.length, scan.channels}),
+      write<T>(state_grad, "state_grad", {scan.batch, scan.channels, scan.states}),
+      write<T>(u_grad, "u_grad", {scan.batch, scan.length, scan.channels}),
+      write<T>(delta_grad, "delta_grad", {scan.batch, scan.length, scan.channels}),
+      write<T>(a_grad, "A_grad", {scan.channels, scan.states}),
+      write<T>(b_grad, "B_grad", {scan.batch, scan.groups, scan.length, scan.states}),
+      write<T>(c_grad, "C_grad", {scan.batch, scan.groups, scan.length, scan.states})};
+  const std::size_t threads = check_threads(threads_);
+  py::gil_scoped_release unlocked;
+  cpu::selective_scan_backward(scan, gradients, threads);
 }
 
 }  // namespace
@@ -287,4 +317,19 @@ void bind_scan(py::module_& m) {
       py::arg("u"), py::arg("delta"), py::arg("A"), py::arg("B"), py::arg("C"), py::arg("D"), py::arg("delta_bias"),
       py::arg("delta_softplus"), py::arg("order"), py::arg("state"), py::arg("out"), py::arg("threads") = 1,
       "The 1-D scan over u (B, L, D), with B and C (B, groups, L, N); state (B, D, N) is the start and becomes the end.");
+  m.def(
+      "selective_scan_backward",
+      [](Object out_grad, Object u, Object delta, Object a, Object b, Object c, Object bias, bool softplus,
+         Object order, Object state, Object state_grad, Object u_grad, Object delta_grad, Object a_grad, Object b_grad,
+         Object c_grad, int threads) {
+        (is_double(u) ? selective_scan_backward<double> : selective_scan_backward<float>)(
+            out_grad, u, delta, a, b, c, bias, softplus, order, state, state_grad, u_grad, delta_grad, a_grad, b_grad,
+            c_grad, threads);
+      },
+      py::arg("out_grad"), py::arg("u"), py::arg("delta"), py::arg("A"), py::arg("B"), py::arg("C"),
+      py::arg("delta_bias"), py::arg("delta_softplus"), py::arg("order"), py::arg("state"), py::arg("state_grad"),
+      py::arg("u_grad"), py::arg("delta_grad"), py::arg("A_grad"), py::arg("B_grad"), py::arg("C_grad"),
+      py::arg("threads") = 1,
+      "The gradients of selective_scan without D: out_grad and state_grad are those of out and of the last state. Adds to\n"
+      "u_grad, writes the others; state_grad becomes that of the start, state. The result does not depend on threads.");
 }

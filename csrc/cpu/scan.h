@@ -58,6 +58,31 @@ struct Walk {
 
 constexpr std::int64_t most_states = 64;
 
+// The gradients of a walk over at most `group` channels, from the last step to the first. The states are not kept: each
+// chunk of `back_steps` steps makes its own again, from the state that its first step starts from.
+//
+// Of the walk, u and delta are stored as T, dt is delta + bias with or without softplus; skip, y and state are not used.
+// Arrays by channel are packed: their channels are those of one call, rounded up to whole vectors.
+template <typename T>
+struct WalkBack {
+  Walk<T> walk;
+  const T* y_grad;      // [position, pitch]
+  T* u_grad;            // [position, pitch], added to
+  T* delta_grad;        // [position, pitch]
+  T* starts;            // [chunk, N, channels], the first one given
+  T* state_grad;        // [N, channels], of the state after the steps that becomes that of the state before them
+  double* a_grad;       // [N, channels], added to
+  T* rows_grad;         // [step, 2N], of B and C, these channels' share
+  T* work;              // of back_values values
+};
+
+constexpr std::int64_t back_steps = 32;
+
+// What one call of walk_back works with.
+constexpr std::int64_t back_values(std::int64_t states, std::int64_t group) {
+  return (back_steps + 1) * states * group + back_steps * (3 * states + 6) * group + 2 * group * (1 + states);
+}
+
 // The kernels of one instruction set for one type.
 template <typename T>
 struct ScanKernels {
@@ -71,6 +96,10 @@ struct ScanKernels {
   // rows[t] = x[position] . weight, with weight [channels, outputs], outputs a multiple of lanes.
   void (*project)(const void* x, Storage storage, std::int64_t channels, const Steps& steps, const T* weight,
                   std::int64_t outputs, T* rows);
+  // Of channels [first, last), at most `group`, first a multiple of lanes: the starts of all chunks but the first.
+  void (*keep_starts)(const WalkBack<T>& back, std::int64_t first, std::int64_t last);
+  // Their gradients over steps [from, to), from a multiple of back_steps, `to` one or the last step.
+  void (*walk_back)(const WalkBack<T>& back, std::int64_t first, std::int64_t last, std::int64_t from, std::int64_t to);
 };
 
 struct ScanPath {
@@ -133,6 +162,7 @@ struct Scan1d {
   const std::int64_t* order;
   bool order_per_image;
   bool softplus;
+  const T* start;  // read by the gradients, instead of state
   T* state;
   T* y;
   std::int64_t batch, length, channels, groups, states;
@@ -140,5 +170,21 @@ struct Scan1d {
 
 template <typename T>
 void selective_scan(const Scan1d<T>& scan, std::size_t threads);
+
+// Gradients of the 1-D scan: of its y and its last state, given, those of everything that it read. Its skip, state
+// and y are not used. The same bytes for every number of threads.
+template <typename T>
+struct Scan1dGradients {
+  const T* y;  // (B, L, D)
+  T* state;    // (B, D, N), of the last state; becomes that of the first
+  T* u;        // (B, L, D), added to: what came by way of the skip is already there
+  T* delta;    // (B, L, D)
+  T* a;        // (D, N)
+  T* b;        // (B, groups, L, N)
+  T* c;        // (B, groups, L, N)
+};
+
+template <typename T>
+void selective_scan_backward(const Scan1d<T>& scan, const Scan1dGradients<T>& gradients, std::size_t threads);
 
 }  // namespace xrk::cpu

@@ -1,4 +1,5 @@
-// The scans' kernels over vectors of channels. Each scan_<path>.cpp includes this file once and is compiled for its own
+// The scans' kernels over vectors of channels. Each scan_<path>.cpp includes this file once, by way of
+// scan_backward_path.h, and is compiled for its own
 // instruction set; all of it has internal linkage, as in pixels_path.h and for the same reason.
 //
 // Every lane does the same operations wherever its channel lies, so no result depends on how channels are shared out.
@@ -416,13 +417,6 @@ void project(const void* x, Storage storage, std::int64_t channels, const Steps&
   }
   project_steps<T>(static_cast<const T*>(x), channels, steps, weight, outputs, rows);
 }
-
-template <typename T>
-constexpr ScanKernels<T> make_scan_kernels() {
-  return {lanes<T>, group_vectors * lanes<T>, walk_channels<T>, summarise_channels<T>, project<T>};
-}
-
-constexpr ScanPath make_scan_path() { return {make_scan_kernels<float>(), make_scan_kernels<double>()}; }
 
 }  // namespace
 }  // namespace xrk::cpu

@@ -1,0 +1,158 @@
+// The order of the scans' gradients: blocks of steps from the last to the first, and groups of channels on threads. What
+// is summed over channels is summed group by group, so the bytes are the same for every number of threads.
+#include <memory>
+
+#include "scan_work.h"
+
+namespace xrk::cpu {
+namespace {
+
+// Steps whose shares in the gradients of B and C are held at a time.
+constexpr std::int64_t block_steps = 128 * back_steps;
+
+template <typename T>
+using Buffer = std::unique_ptr<T[]>;
+
+template <typename T>
+Buffer<T> buffer(std::int64_t values) {
+  return Buffer<T>(new T[static_cast<std::size_t>(values)]);
+}
+
+}  // namespace
+
+template <typename T>
+void selective_scan_backward(const Scan1d<T>& scan, const Scan1dGradients<T>& gradients, std::size_t threads) {
+  const ScanKernels<T>& kernel = kernels<T>();
+  const std::int64_t channels = scan.channels / scan.groups;  // of one group that shares B and C
+  const std::int64_t states = scan.states, length = scan.length;
+  std::vector<Prepared<T>> prepared(static_cast<std::size_t>(scan.groups));
+  for (std::int64_t g = 0; g < scan.groups; ++g) {
+    Prepared<T>& p = prepared[g];
+    p.padded = round_up(channels, kernel.lanes);
+    prepare_a(scan.a + g * channels * states, false, channels, states, p);
+    prepare_vector(scan.bias ? scan.bias + g * channels : nullptr, channels, p.padded, p.bias);
+  }
+  const std::int64_t padded = prepared[0].padded;
+  const std::int64_t blocks = (padded + kernel.group - 1) / kernel.group;
+  const std::int64_t tasks = scan.batch * scan.groups * blocks;
+  const std::int64_t values = states * kernel.group;  // of a task's state
+  const std::int64_t chunks = (length + back_steps - 1) / back_steps;
+  const std::int64_t work_values = back_values(states, kernel.group);
+  const Buffer<T> starts = buffer<T>(tasks * chunks * values);
+  const Buffer<T> state_grads = buffer<T>(tasks * values);
+  const Buffer<T> shares = buffer<T>(tasks * std::min(length, block_steps) * 2 * states);
+  std::vector<double> a_grads(static_cast<std::size_t>(tasks * values));
+
+  // A task is an image's channels [first, last) of one group; their place in arrays of all channels is `at`.
+  struct Task {
+    std::int64_t image, group, first, last, at;
+  };
+  const auto task_of = [&](std::int64_t task) {
+    const std::int64_t first = task % blocks * kernel.group, group = task / blocks % scan.groups;
+    return Task{task / blocks / scan.groups, group, first, std::min(first + kernel.group, padded),
+                group * channels + first};
+  };
+  // Each value of a task's state: its place in (B, D, N), its place among the task's.
+  const auto for_state = [&](const Task& task, const auto& work) {
+    const std::int64_t size = task.last - task.first, here = std::min(task.last, channels) - task.first;
+    for (std::int64_t d = 0; d < here; ++d) {
+      for (std::int64_t n = 0; n < states; ++n) {
+        work(((task.image * scan.channels) + task.at + d) * states + n, n * size + d);
+      }
+    }
+  };
+  const auto back_of = [&](std::int64_t number, const Task& task, T* work) {
+    const Prepared<T>& p = prepared[task.group];
+    const std::int64_t offset = task.image * length * scan.channels + task.group * channels;
+    const std::int64_t rows = (task.image * scan.groups + task.group) * length * states;
+    WalkBack<T> back{};
+    Walk<T>& walk = back.walk;
+    walk.steps = {scan.order, 0, 1, length};
+    if (scan.order && scan.order_per_image) walk.steps.order += task.image * length;
+    walk.u = scan.u + offset;
+    walk.u_storage = sizeof(T) == 8 ? S_F64 : S_F32;
+    walk.pitch = scan.channels;
+    walk.width = channels;
+    walk.padded = padded;
+    walk.delta = scan.delta + offset;
+    walk.bias = p.bias.data();
+    walk.softplus = scan.softplus;
+    walk.b = scan.b + rows;
+    walk.c = scan.c + rows;
+    walk.row_pitch = states;
+    walk.states = states;
+    walk.a2 = p.a2.data();
+    back.y_grad = gradients.y + offset;
+    back.u_grad = gradients.u + offset;
+    back.delta_grad = gradients.delta + offset;
+    back.starts = starts.get() + number * chunks * values;
+    back.state_grad = state_grads.get() + number * values;
+    back.a_grad = a_grads.data() + number * values;
+    back.work = work;
+    return back;
+  };
+
+  const std::int64_t cost = scan.batch * scan.channels * (states + 2);  // of a step
+  share(tasks, cost * length, threads, [&](std::int64_t from, std::int64_t to) {
+    const Buffer<T> work = buffer<T>(work_values);
+    for (std::int64_t number = from; number < to; ++number) {
+      const Task task = task_of(number);
+      const WalkBack<T> back = back_of(number, task, work.get());
+      std::fill(back.starts, back.starts + values, T(0));
+      std::fill(back.state_grad, back.state_grad + values, T(0));
+      for_state(task, [&](std::int64_t whole, std::int64_t own) {
+        back.starts[own] = scan.start[whole];
+        back.state_grad[own] = gradients.state[whole];
+      });
+      kernel.keep_starts(back, task.first, task.last);
+    }
+  });
+  for (std::int64_t end = length; end > 0;) {
+    const std::int64_t begin = (end - 1) / block_steps * block_steps, count = end - begin;
+    const std::int64_t own = count * 2 * states;  // a task's shares
+    share(tasks, cost * count * 2, threads, [&](std::int64_t from, std::int64_t to) {
+      const Buffer<T> work = buffer<T>(work_values);
+      for (std::int64_t number = from; number < to; ++number) {
+        const Task task = task_of(number);
+        WalkBack<T> back = back_of(number, task, work.get());
+        back.rows_grad = shares.get() + number * own;
+        kernel.walk_back(back, task.first, task.last, begin, end);
+      }
+    });
+    for (std::int64_t group = 0; group < scan.batch * scan.groups; ++group) {
+      const std::int64_t* order = scan.order;
+      if (order && scan.order_per_image) order += group / scan.groups * length;
+      share(count, count * 2 * states * blocks, threads, [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t t = from; t < to; ++t) {
+          const std::int64_t at = (group * length + (order ? order[begin + t] : begin + t)) * states;
+          const T* const share_of = shares.get() + group * blocks * own + t * 2 * states;
+          for (std::int64_t n = 0; n < states; ++n) {
+            T b = 0, c = 0;
+            for (std::int64_t block = 0; block < blocks; ++block) {
+              b += share_of[block * own + n];
+              c += share_of[block * own + states + n];
+            }
+            gradients.b[at + n] = b;
+            gradients.c[at + n] = c;
+          }
+        }
+      });
+    }
+    end = begin;
+  }
+  std::vector<double> a_grad(static_cast<std::size_t>(scan.channels * states));
+  for (std::int64_t number = 0; number < tasks; ++number) {
+    const Task task = task_of(number);
+    const WalkBack<T> back = back_of(number, task, nullptr);
+    for_state(task, [&](std::int64_t whole, std::int64_t own) {
+      gradients.state[whole] = back.state_grad[own];
+      a_grad[whole - task.image * scan.channels * states] += back.a_grad[own];
+    });
+  }
+  for (std::size_t i = 0; i < a_grad.size(); ++i) gradients.a[i] = static_cast<T>(a_grad[i]);
+}
+
+template void selective_scan_backward<float>(const Scan1d<float>&, const Scan1dGradients<float>&, std::size_t);
+template void selective_scan_backward<double>(const Scan1d<double>&, const Scan1dGradients<double>&, std::size_t);
+
+}  // namespace xrk::cpu
