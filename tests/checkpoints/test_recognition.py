@@ -24,8 +24,9 @@ configurations = st.one_of(
                 "decoder_channels": st.lists(widths, min_size=5, max_size=5),
                 "full_resolution_skip": st.integers(0, 5),
                 "batch_norm": st.booleans(),
+                "input_blocks": st.integers(0, 4),
             }
-        ),
+        ).map(lambda c: c | {"input_blocks": c["input_blocks"] if c["full_resolution_skip"] else 0}),
     ),
     st.tuples(
         st.just("resnet18-unet-original"),
@@ -156,7 +157,7 @@ SMALL = {"width": 2, "decoder_channels": (5, 4, 3, 3, 2)}
 NETWORKS = [
     ResNet18UNet(**SMALL),
     ResNet18UNet(**SMALL, full_resolution_skip=3),
-    ResNet18UNet(**SMALL, full_resolution_skip=3, batch_norm=False),
+    ResNet18UNet(**SMALL, full_resolution_skip=3, batch_norm=False, input_blocks=2),
     OriginalResNet18UNet(width=2, decoder_channels=(5, 4, 3, 3)),
     DnCNN(features=3, depth=5),
     DnCNN(features=3, depth=5, batch_norm=True),

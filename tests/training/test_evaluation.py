@@ -33,7 +33,8 @@ def test_an_exported_run_loads_and_is_the_average(tmp_path):
     denoise.initialise(network)
     run = tmp_path / "run"
     run.mkdir()
-    torch.save({"average": network.state_dict(), "step": 7, "seconds": 3600.0}, run / "checkpoint.pt")
+    saved = {"config": denoise.CONFIG, "average": network.state_dict(), "step": 7, "seconds": 3600.0}
+    torch.save(saved, run / "checkpoint.pt")
     (run / "log.csv").write_text("3,1,0.5,1.0,1.0\n7,2,0.25,2.5,0.0\n")
     card = export.export(run, "mine", tmp_path, {"psnr_db": []}, "a machine")
     assert card.training["hours"] == 1.0

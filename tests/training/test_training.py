@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import xrk
 from xrk.models.resnet18_unet import ResNet18UNet
@@ -61,7 +60,7 @@ def arguments(**changes):
         "steps": 6, "cooldown": 2, "scenes": 3, "batch": 2, "size": 32, "optimizer": "muon", "lr": 0.02, "seed": 0,
         "log": 3, "save": 3, "device": "cpu", "start": None,
     }  # fmt: skip
-    return denoise.argparse.Namespace(**values | changes)
+    return denoise.argparse.Namespace(**denoise.CONFIG | values | changes)
 
 
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch):
@@ -99,8 +98,31 @@ def test_a_run_begins_from_weights(tmp_path, monkeypatch):
     shipped = Path(xrk.__file__).parent / "weights" / "resnet18-unet.safetensors"
     denoise.train(tmp_path, arguments(start=shipped, steps=1, lr=0.0))
     begun = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
-    for name, value in load_file(shipped).items():
-        torch.testing.assert_close(begun[name], value.float(), rtol=0, atol=1e-6)
+    network = ResNet18UNet(**denoise.CONFIG)
+    network.load_state_dict(begun)
+    x = torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = xrk.load("resnet18-unet").module(x)
+        torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-4)
+
+
+def test_a_grown_network_computes_the_same_and_then_learns():
+    torch.manual_seed(3)
+    small = ResNet18UNet(width=3, decoder_channels=(5, 4, 6, 3, 4), full_resolution_skip=2, batch_norm=False)
+    large = ResNet18UNet(
+        width=4, decoder_channels=(7, 4, 9, 5, 6), full_resolution_skip=5, batch_norm=False, input_blocks=2
+    )
+    denoise.initialise(small)
+    denoise.initialise(large)
+    denoise.grow(large, small.state_dict())
+    x = torch.randn(1, 1, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(large(x), small(x), rtol=0, atol=1e-5)
+    large(x).square().mean().backward()
+    listening = large.decoder.blocks[4].conv1[0].weight.grad[:4]  # of the old outputs
+    assert all(listening[:, n].abs().sum() > 0 for n in range(listening.shape[1]))
+    with pytest.raises(ValueError, match=r"does not fit into the network's"):
+        denoise.grow(small, large.state_dict())
 
 
 def test_network_starts_as_identity_and_ignores_the_level():

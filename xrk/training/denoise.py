@@ -9,7 +9,8 @@ is about a whole radiograph's error, so that an empty patch does not weigh ten t
 learning rate is constant after a short warm-up and falls to zero over the last
 ``--cooldown`` steps, so that a run can be prolonged: resume it with more steps before its cooldown began.
 
-``--start`` begins from shipped weights: what was learnt so far is not learnt again.
+``--start`` begins from shipped weights: what was learnt so far is not learnt again. They may be of a network with fewer
+channels or blocks (``--width``, ``--decoder-channels``, ``--full-resolution-skip``, ``--input-blocks``): it is grown.
 
 Everything a run needs to go on lies in its folder: ``checkpoint.pt`` (written atomically every ``--save`` steps),
 ``log.csv``, and the pool of signals. A killed run goes on from its last checkpoint when started again.
@@ -33,7 +34,13 @@ from xrk.models.resnet18_unet import ResNet18UNet
 from xrk.training.data import Patches, build_pool
 from xrk.training.optimizer import Muon
 
-CONFIG = {"width": 16, "decoder_channels": (64, 48, 48, 32, 16), "full_resolution_skip": 8, "batch_norm": False}
+CONFIG = {
+    "width": 20,
+    "decoder_channels": (64, 48, 64, 40, 20),
+    "full_resolution_skip": 16,
+    "batch_norm": False,
+    "input_blocks": 3,
+}
 
 
 def initialise(network: ResNet18UNet) -> None:
@@ -46,6 +53,8 @@ def initialise(network: ResNet18UNet) -> None:
     for name, module in network.named_modules():
         if name.startswith("encoder.layer") and name.endswith("conv2"):
             module.weight.data *= 0.2
+    for block in network.input_blocks:
+        block.conv.weight.data *= 0.2
     network.segmentation_head[0].weight.data *= 0.05
     contrast_only(network)
 
@@ -57,6 +66,40 @@ def contrast_only(network: ResNet18UNet) -> None:
     """
     for module in (network.encoder.conv1, network.input_skip):
         module.weight.data -= module.weight.data.mean((1, 2, 3), keepdim=True)
+
+
+@torch.no_grad()
+def grow(network: ResNet18UNet, state: dict[str, Tensor]) -> None:
+    """Give ``network`` the weights of one with fewer channels or blocks: it computes the same, and can learn more.
+
+    New channels keep their initial filters, but nothing that was there listens to them yet; new blocks add nothing yet
+    (Chen et al., "Net2Net: Accelerating Learning via Knowledge Transfer", 2016, by zeros instead of by copies).
+
+    Raises:
+        ValueError: a tensor of ``state`` is larger than the network's, or the network has none of that name.
+    """
+    own = network.state_dict()
+    for name, value in own.items():
+        if name.startswith("input_blocks") and name not in state:
+            value.zero_()
+    for name, old in state.items():
+        new = own.get(name)
+        if new is None or new.ndim != old.ndim or any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
+            found = "none" if new is None else tuple(new.shape)
+            raise ValueError(f"{name}: a tensor {tuple(old.shape)} does not fit into the network's, {found}")
+        if old.ndim < 2:
+            new[: len(old)] = old
+            continue
+        inputs = torch.arange(old.shape[1])
+        if name.startswith("decoder.blocks") and name.endswith("conv1.0.weight"):  # reads [the level below | the skip]
+            level = int(name.split(".")[2])
+            below, grown = (
+                s[f"decoder.blocks.{level - 1}.conv2.0.weight" if level else "encoder.layer4.1.conv2.weight"].shape[0]
+                for s in (state, own)
+            )
+            inputs[below:] += grown - below
+        new[: len(old)] = 0
+        new[: len(old), inputs] = old.to(new.dtype)
 
 
 def psnr_loss(output: Tensor, target: Tensor, weight: Tensor, floor: float = 0.02) -> Tensor:
@@ -88,12 +131,13 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     build_pool(run / "pool.npy", arguments.scenes, workers=max(1, torch.get_num_threads()))
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
-    network = ResNet18UNet(**CONFIG)
+    config = {key: getattr(arguments, key) for key in CONFIG}
+    network = ResNet18UNet(**config)
     initialise(network)
     if arguments.start:
-        network.load_state_dict({key: value.float() for key, value in load_file(arguments.start).items()})
+        grow(network, load_file(arguments.start))
     network = network.to(device, memory_format=torch.channels_last)
-    average = ResNet18UNet(**CONFIG).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    average = ResNet18UNet(**config).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
     matrices = [p for n, p in network.named_parameters() if p.ndim == 4 and min(p.shape[0], p[0].numel()) > 8]
     others = [p for p in network.parameters() if not any(p is m for m in matrices)]
@@ -152,6 +196,7 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
             loss_sum, loss_count = 0.0, 0
         if step % arguments.save == 0 or step == arguments.steps:
             saved = {
+                "config": config,
                 "network": network.state_dict(),
                 "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -169,6 +214,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: pool, checkpoint, log")
     parser.add_argument("--start", type=Path, help="weights (.safetensors) to begin a new run from")
+    parser.add_argument("--width", type=int, default=CONFIG["width"])
+    parser.add_argument("--decoder-channels", type=int, nargs=5, default=CONFIG["decoder_channels"])
+    parser.add_argument("--full-resolution-skip", type=int, default=CONFIG["full_resolution_skip"])
+    parser.add_argument("--input-blocks", type=int, default=CONFIG["input_blocks"])
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--cooldown", type=int, default=3000, help="last steps, over which the rate falls to zero")
     parser.add_argument("--scenes", type=int, default=2400, help="random scenes in the pool")
@@ -180,6 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--log", type=int, default=100, help="validate and log every so many steps")
     parser.add_argument("--save", type=int, default=100, help="write the checkpoint every so many steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.set_defaults(batch_norm=CONFIG["batch_norm"])
     arguments = parser.parse_args(argv)
     np.seterr(all="raise", under="ignore")
     train(arguments.run, arguments)

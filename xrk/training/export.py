@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import save_file
 
 from xrk.models import Card
-from xrk.training.denoise import CONFIG
 
 EXACT = ("encoder.conv1.weight", "input_skip.weight")
 
@@ -51,7 +50,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
     card = Card(
         name=name,
         architecture="resnet18-unet",
-        config={"in_channels": 1, "out_channels": 1, **CONFIG},
+        config={"in_channels": 1, "out_channels": 1, **saved["config"]},
         domain="stabilised",
         noise="estimate",
         size_multiple=32,
