@@ -45,12 +45,7 @@ Prepared<T> prepare(const Ss2dWeights<T>& w, int k) {
       out.projection[d * out.outputs + q] = w.projection[(k * rows + q) * w.channels + d];
     }
   }
-  out.dt_weight.assign(static_cast<std::size_t>(w.rank * out.padded), T(0));
-  for (std::int64_t d = 0; d < w.channels; ++d) {
-    for (std::int64_t r = 0; r < w.rank; ++r) {
-      out.dt_weight[r * out.padded + d] = w.dt_weight[(k * w.channels + d) * w.rank + r];
-    }
-  }
+  prepare_dt_weight(w.dt_weight + k * w.channels * w.rank, w.channels, w.rank, out);
   prepare_vector(w.dt_bias + k * w.channels, w.channels, out.padded, out.bias);
   prepare_vector(w.skip + k * w.channels, w.channels, out.padded, out.skip);
   prepare_a(w.a_logs + k * w.channels * w.states, true, w.channels, w.states, out);

@@ -16,17 +16,6 @@ namespace {
 
 constexpr double ln2 = 0.69314718055994530942;
 
-// 1 / (1 + exp(-z)), to a few roundings of the result however small it is.
-template <typename T>
-inline Vector<T> sigmoid_of(Vector<T> z) {
-  using V = Vector<T>;
-  const V zero = {};
-  const V away = larger(z, zero - z);
-  const V e = exp2_of<T>(away * static_cast<T>(-1.4426950408889634074));
-  const V one = spread<T>(1);
-  return (z >= zero ? one : (z == z ? e : z)) / (one + e);
-}
-
 // Lane i of the result: of a where bit S of i is 0, of b where it is 1, the sum of that lane and the one S away.
 template <typename T, std::size_t S, std::size_t... lane>
 inline Vector<T> fold(Vector<T> a, Vector<T> b, std::index_sequence<lane...>) {
@@ -88,42 +77,59 @@ void scatter(const Walk<T>& w, T* to, bool add, std::int64_t t, std::int64_t cou
 }
 
 // Where a chunk's vectors lie, each step by step: states before every step and after the last one, decays, the shares of
-// lanes in B's and C's gradients.
+// lanes in the gradient of its row; then what is of the channels: A, the weights of dt, and their gradients.
 template <typename T, int G>
 struct Chunk {
   static constexpr std::int64_t size = G * lanes<T>;
-  T *states, *decays, *rows, *dt, *slope, *u, *y_grad, *to_u, *to_delta, *a2, *a_grad;
+  T *states, *decays, *rows, *dt, *slope, *u, *y_grad, *to_u, *to_delta, *a2, *dt_weight, *grads;
 
-  Chunk(T* work, std::int64_t n) {
+  Chunk(T* work, std::int64_t n, std::int64_t rank) {
     const auto take = [&](std::int64_t values) { return std::exchange(work, work + values); };
     states = take((back_steps + 1) * n * size);
     decays = take(back_steps * n * size);
-    rows = take(back_steps * 2 * n * size);
+    rows = take(back_steps * (rank + 2 * n) * lanes<T>);
     for (T** each : {&dt, &slope, &u, &y_grad, &to_u, &to_delta}) *each = take(back_steps * size);
     a2 = take(n * size);
-    a_grad = take(n * size);
+    dt_weight = take(rank * size);
+    grads = take((n + rank + 1) * size);  // of A, of the weights of dt, of the bias
   }
 };
 
-// dt of `count` steps from t on and, where `slope` is not null, its derivative by delta. Returns whether dt * A stays
-// within exp2_within's range.
-template <typename T, int G>
-bool take_steps(const Walk<T>& w, std::int64_t t, std::int64_t count, std::int64_t channel, const Vector<T>* steepest,
-                T* dt, T* slope) {
-  Vector<T> most[G];
-  take_deltas<T, G>(w, t, count, channel, dt, most);
-  if (slope) {
-    gather<T, T, G>(w, w.delta, t, count, channel, slope);
-    for (std::int64_t i = 0; i < count; ++i, slope += G * lanes<T>) {
+// dt of `count` steps from t on and, with SLOPE, its derivative by what stands before the softplus. Returns whether
+// dt * A stays within exp2_within's range.
+template <typename T, int G, bool SLOPE>
+bool take_steps(const Walk<T>& w, const Chunk<T, G>& chunk, std::int64_t t, std::int64_t count, std::int64_t channel,
+                const Vector<T>* steepest) {
+  using V = Vector<T>;
+  V bias[G], most[G] = {}, doubt[G] = {};
+  for (int g = 0; g < G; ++g) bias[g] = load(w.bias + channel + g * lanes<T>);
+  if (w.delta) gather<T, T, G>(w, w.delta, t, count, channel, chunk.dt);
+  for (std::int64_t i = 0; i < count; ++i) {
+    T* const dt = chunk.dt + i * G * lanes<T>;
+    V z[G];
+    for (int g = 0; g < G; ++g) z[g] = w.delta ? bias[g] + load(dt + g * lanes<T>) : bias[g];
+    const T* const row = w.rows + position(w.steps, t + i) * w.row_pitch;
+    for (std::int64_t r = 0; r < w.rank; ++r) {
       for (int g = 0; g < G; ++g) {
-        const Vector<T> z = load(slope + g * lanes<T>) + load(w.bias + channel + g * lanes<T>);
-        store(slope + g * lanes<T>, w.softplus ? sigmoid_of<T>(z) : spread<T>(1));
+        z[g] = madd(spread<T>(row[r]), load(chunk.dt_weight + (r * G + g) * lanes<T>), z[g]);
       }
+    }
+    for (int g = 0; g < G; ++g) {
+      V slope = spread<T>(1);
+      if (w.softplus) {
+        const V e = exp_of_minus_size<T>(z[g]);
+        slope = (z[g] >= V{} ? slope : e) / (e + static_cast<T>(1));
+        z[g] = softplus_from<T>(z[g], e);
+      }
+      if (SLOPE) store(chunk.slope + (i * G + g) * lanes<T>, slope);
+      store(dt + g * lanes<T>, z[g]);
+      most[g] = larger(most[g], larger(z[g], V{} - z[g]));
+      doubt[g] = doubt[g] + (z[g] - z[g]);
     }
   }
   bool within = true;
   for (int g = 0; g < G; ++g) {
-    const Vector<T> exponent = most[g] * steepest[g];
+    const V exponent = (most[g] + doubt[g]) * steepest[g];
     for (std::int64_t j = 0; j < lanes<T>; ++j) within = within && exponent[j] < -Lanes<T>::lowest;
   }
   return within;
@@ -165,7 +171,10 @@ template <typename T, int G>
 void back_through_chunk(const Walk<T>& w, const Chunk<T, G>& chunk, std::int64_t t, std::int64_t count, T* state_grad) {
   using V = Vector<T>;
   constexpr std::int64_t size = G * lanes<T>;
-  const std::int64_t n_states = w.states;
+  const std::int64_t n_states = w.states, rank = w.rank;
+  T* const a_grad = chunk.grads;
+  T* const dt_weight_grad = a_grad + n_states * size;
+  T* const bias_grad = dt_weight_grad + rank * size;
   for (std::int64_t i = count - 1; i >= 0; --i) {
     const std::int64_t row = position(w.steps, t + i) * w.row_pitch;
     const T* const b = w.b + row;
@@ -173,7 +182,7 @@ void back_through_chunk(const Walk<T>& w, const Chunk<T, G>& chunk, std::int64_t
     const T* const before = chunk.states + i * n_states * size;
     const T* const after = before + n_states * size;
     const T* const decays = chunk.decays + i * n_states * size;
-    T* const rows = chunk.rows + i * 2 * n_states * lanes<T>;
+    T* const rows = chunk.rows + i * (rank + 2 * n_states) * lanes<T>;
     V y_grad[G], dt[G], u[G], x[G], by_b[G] = {}, by_a[G] = {};
     for (int g = 0; g < G; ++g) {
       const std::int64_t at = i * size + g * lanes<T>;
@@ -196,31 +205,47 @@ void back_through_chunk(const Walk<T>& w, const Chunk<T, G>& chunk, std::int64_t
         const V carried = grad * load(decays + at);
         store(state_grad + at, carried);
         const V to_exponent = carried * load(before + at);
-        store(chunk.a_grad + at, madd(to_exponent, dt[g], load(chunk.a_grad + at)));
+        store(a_grad + at, madd(to_exponent, dt[g], load(a_grad + at)));
         by_a[g] = madd(to_exponent, load(chunk.a2 + at), by_a[g]);
       }
-      store(rows + n * lanes<T>, to_b);
-      store(rows + (n_states + n) * lanes<T>, to_c);
+      store(rows + (rank + n) * lanes<T>, to_b);
+      store(rows + (rank + n_states + n) * lanes<T>, to_c);
     }
+    V to_delta[G];
     for (int g = 0; g < G; ++g) {
       const std::int64_t at = i * size + g * lanes<T>;
       const V to_dt = madd(u[g], by_b[g], by_a[g] * static_cast<T>(ln2));
+      to_delta[g] = to_dt * load(chunk.slope + at);
       store(chunk.to_u + at, dt[g] * by_b[g]);
-      store(chunk.to_delta + at, to_dt * load(chunk.slope + at));
+      store(chunk.to_delta + at, to_delta[g]);
+      store(bias_grad + g * lanes<T>, load(bias_grad + g * lanes<T>) + to_delta[g]);
+    }
+    for (std::int64_t r = 0; r < rank; ++r) {
+      const V low = spread<T>(w.rows[row + r]);
+      V to_low = {};
+      for (int g = 0; g < G; ++g) {
+        const std::int64_t at = (r * G + g) * lanes<T>;
+        to_low = madd(to_delta[g], load(chunk.dt_weight + at), to_low);
+        store(dt_weight_grad + at, madd(to_delta[g], low, load(dt_weight_grad + at)));
+      }
+      store(rows + r * lanes<T>, to_low);
     }
   }
 }
 
-// A's rows of one group, packed, and the steepest of each channel.
+// One group's rows of A and of the weights of dt, packed, and the steepest A of each channel.
 template <typename T, int G>
-void pack_a(const Walk<T>& w, std::int64_t channel, T* a2, Vector<T>* steepest) {
+void pack_weights(const Walk<T>& w, std::int64_t channel, const Chunk<T, G>& chunk, Vector<T>* steepest) {
   using V = Vector<T>;
   for (int g = 0; g < G; ++g) {
     steepest[g] = V{};
     for (std::int64_t n = 0; n < w.states; ++n) {
       const V a = load(w.a2 + n * w.padded + channel + g * lanes<T>);
-      store(a2 + (n * G + g) * lanes<T>, a);
+      store(chunk.a2 + (n * G + g) * lanes<T>, a);
       steepest[g] = larger(steepest[g], larger(a, V{} - a));
+    }
+    for (std::int64_t r = 0; r < w.rank; ++r) {
+      store(chunk.dt_weight + (r * G + g) * lanes<T>, load(w.dt_weight + r * w.padded + channel + g * lanes<T>));
     }
   }
 }
@@ -228,13 +253,13 @@ void pack_a(const Walk<T>& w, std::int64_t channel, T* a2, Vector<T>* steepest) 
 template <typename T, int G>
 void keep_group_starts(const WalkBack<T>& back, std::int64_t channel) {
   const Walk<T> w = back.walk;
-  const Chunk<T, G> chunk(back.work, w.states);
+  const Chunk<T, G> chunk(back.work, w.states, w.rank);
   const std::int64_t values = w.states * G * lanes<T>;
   Vector<T> steepest[G];
-  pack_a<T, G>(w, channel, chunk.a2, steepest);
+  pack_weights<T, G>(w, channel, chunk, steepest);
   T* state = back.starts;
   for (std::int64_t t = 0; t + back_steps < w.steps.count; t += back_steps, state += values) {
-    const bool within = take_steps<T, G>(w, t, back_steps, channel, steepest, chunk.dt, nullptr);
+    const bool within = take_steps<T, G, false>(w, chunk, t, back_steps, channel, steepest);
     gather_u<T, G>(w, t, back_steps, channel, chunk.u);
     T* const next = state + values;
     for (std::int64_t i = 0; i < values; ++i) next[i] = state[i];
@@ -249,20 +274,19 @@ void keep_group_starts(const WalkBack<T>& back, std::int64_t channel) {
 template <typename T, int G>
 void walk_group_back(const WalkBack<T>& back, std::int64_t channel, std::int64_t from, std::int64_t to) {
   const Walk<T> w = back.walk;
-  const Chunk<T, G> chunk(back.work, w.states);
-  const std::int64_t values = w.states * G * lanes<T>;
+  const Chunk<T, G> chunk(back.work, w.states, w.rank);
+  const std::int64_t size = G * lanes<T>, values = w.states * size;
+  const std::int64_t row = w.rank + 2 * w.states, grads = (w.states + w.rank + 1) * size;
   Vector<T> steepest[G];
-  pack_a<T, G>(w, channel, chunk.a2, steepest);
+  pack_weights<T, G>(w, channel, chunk, steepest);
   for (std::int64_t end = to; end > from;) {
     const std::int64_t t = (end - 1) / back_steps * back_steps, count = end - t;
-    const bool within = take_steps<T, G>(w, t, count, channel, steepest, chunk.dt, chunk.slope);
+    const bool within = take_steps<T, G, true>(w, chunk, t, count, channel, steepest);
     gather_u<T, G>(w, t, count, channel, chunk.u);
     gather<T, T, G>(w, back.y_grad, t, count, channel, chunk.y_grad);
     const T* const start = back.starts + t / back_steps * values;
-    for (std::int64_t i = 0; i < values; ++i) {
-      chunk.states[i] = start[i];
-      chunk.a_grad[i] = 0;
-    }
+    for (std::int64_t i = 0; i < values; ++i) chunk.states[i] = start[i];
+    for (std::int64_t i = 0; i < grads; ++i) chunk.grads[i] = 0;
     if (within) {
       replay<T, G, false, true>(w, chunk, t, count, chunk.states);
     } else {
@@ -270,10 +294,10 @@ void walk_group_back(const WalkBack<T>& back, std::int64_t channel, std::int64_t
     }
     back_through_chunk<T, G>(w, chunk, t, count, back.state_grad);
     // Sums over many steps lose digits; sums over few are added up in double.
-    for (std::int64_t i = 0; i < values; ++i) back.a_grad[i] += static_cast<double>(chunk.a_grad[i]);
-    sum_lanes<T>(chunk.rows, count * 2 * w.states, back.rows_grad + (t - from) * 2 * w.states);
+    for (std::int64_t i = 0; i < grads; ++i) back.weight_grads[i] += static_cast<double>(chunk.grads[i]);
+    sum_lanes<T>(chunk.rows, count * row, back.rows_grad + (t - from) * row);
     scatter<T, G>(w, back.u_grad, true, t, count, channel, chunk.to_u);
-    scatter<T, G>(w, back.delta_grad, false, t, count, channel, chunk.to_delta);
+    if (back.delta_grad) scatter<T, G>(w, back.delta_grad, false, t, count, channel, chunk.to_delta);
     end = t;
   }
 }

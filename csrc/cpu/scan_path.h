@@ -31,14 +31,12 @@ struct Logarithm<double> {
   static constexpr double negligible = 45.0;
 };
 
-// log(1 + exp(z)), to a few roundings of the result however small it is.
+// log(1 + exp(z)), to a few roundings of the result however small it is, from e = exp(-|z|).
 template <typename T>
-inline Vector<T> softplus_of(Vector<T> z) {
+inline Vector<T> softplus_from(Vector<T> z, Vector<T> e) {
   using V = Vector<T>;
   using L = Logarithm<T>;
   const V zero = {};
-  const V away = larger(z, zero - z);
-  const V e = exp2_of<T>(away * static_cast<T>(-1.4426950408889634074));
   const V s = e / (e + static_cast<T>(2));
   const V q = s * s;
   V sum = spread<T>(L::terms[0]);
@@ -47,6 +45,16 @@ inline Vector<T> softplus_of(Vector<T> z) {
   // NaN: `larger` may return either argument, so z itself is added where it is not a number.
   const V positive = z > zero ? z : (z == z ? zero : z);
   return madd(s + s, sum, positive);
+}
+
+template <typename T>
+inline Vector<T> exp_of_minus_size(Vector<T> z) {
+  return exp2_of<T>(larger(z, Vector<T>{} - z) * static_cast<T>(-1.4426950408889634074));
+}
+
+template <typename T>
+inline Vector<T> softplus_of(Vector<T> z) {
+  return softplus_from<T>(z, exp_of_minus_size<T>(z));
 }
 
 inline std::int64_t position(const Steps& steps, std::int64_t t) {

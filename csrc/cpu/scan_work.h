@@ -70,6 +70,15 @@ void prepare_a(const T* a, bool logs, std::int64_t channels, std::int64_t states
   }
 }
 
+// dt_weight (D, rank), rank 0 for none.
+template <typename T>
+void prepare_dt_weight(const T* weight, std::int64_t channels, std::int64_t rank, Prepared<T>& out) {
+  out.dt_weight.assign(static_cast<std::size_t>(rank * out.padded), T(0));
+  for (std::int64_t d = 0; d < channels; ++d) {
+    for (std::int64_t r = 0; r < rank; ++r) out.dt_weight[r * out.padded + d] = weight[d * rank + r];
+  }
+}
+
 template <typename T>
 void prepare_vector(const T* values, std::int64_t channels, std::int64_t padded, std::vector<T>& out) {
   out.assign(static_cast<std::size_t>(padded), T(0));

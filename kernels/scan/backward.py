@@ -16,11 +16,9 @@ from xrk.kernels.arguments import compute_dtype
 from xrk.kernels.scan.reference import scan_gradients_reference
 from xrk.kernels.scan.selective_scan_2d import arrays, take
 
-dispatch.register(
-    "selective_scan_backward",
-    cpu=dispatch.Native("selective_scan_backward"),
-    cuda=dispatch.Triton("xrk.kernels.scan.triton_selective_scan_backward"),
-)
+_TRITON = dispatch.Triton("xrk.kernels.scan.triton_selective_scan_backward")
+for _name in ("selective_scan_backward", "projected_scan_backward"):
+    dispatch.register(_name, cpu=dispatch.Native(_name), cuda=_TRITON)
 
 
 def scan_gradients(
@@ -78,56 +76,76 @@ _SCHEMA = ", ".join(f"Tensor {name}" for name in ("out_grad", "x", *_WEIGHTS))
     schema=f"({_SCHEMA}) -> ({', '.join(['Tensor'] * 6)})",
 )
 def _selective_scan_2d_backward(out_grad, x, *weights):
-    dtype = compute_dtype(x.dtype)
+    stored, dtype = x.dtype, compute_dtype(x.dtype)
     projections, dt_weights, dt_biases, a_logs, skips = (w.to(dtype) for w in weights)
     batch, height, width, channels = x.shape
-    rank, states = dt_weights.shape[2], a_logs.shape[1]
-    values, out_grad = (t.to(dtype).contiguous().reshape(batch, -1, channels) for t in (x, out_grad))
+    states = a_logs.shape[1]
     a_logs = a_logs.reshape(4, channels, states)
-    x_grad = out_grad * skips.reshape(4, channels).sum(0)
     grads = [torch.empty_like(w) for w in (projections, dt_weights, dt_biases, a_logs)]
-    flat, flat_grad = values.reshape(-1, channels), x_grad.reshape(-1, channels)
-    for k in range(4):
-        low, b, c = (flat @ part.T for part in projections[k].split([rank, states, states]))
-        A = -torch.exp(a_logs[k])
-        delta_grad, A_grad, B_grad, C_grad, _ = scan_gradients(
-            out_grad,
-            None,
-            values,
-            (low @ dt_weights[k].T).reshape(values.shape),
-            A,
-            b.reshape(batch, 1, -1, states),
-            c.reshape(batch, 1, -1, states),
-            dt_biases[k],
-            True,
-            _raster(k, height, width, x.device),
-            None,
-            x_grad,
-        )
-        delta_grad = delta_grad.reshape(-1, channels)
-        rows = torch.cat([delta_grad @ dt_weights[k], B_grad.reshape(-1, states), C_grad.reshape(-1, states)], 1)
-        flat_grad.addmm_(rows, projections[k])
-        for grad, of_k in zip(grads, (rows.T @ flat, delta_grad.T @ low, delta_grad.sum(0), A_grad * A), strict=True):
-            grad[k] = of_k
-    skip_grad = (out_grad * values).sum((0, 1)).repeat(4)
+    x, out_grad, skip = x.to(dtype), out_grad.to(dtype), skips.reshape(4, channels).sum(0)
+    skip_grad = (out_grad * x).sum((0, 1, 2)).repeat(4)
+    x_grad = out_grad * skip
+    for columns in (False, True):
+        # Columns become rows once and for all: pixels of a column are a whole row of the image apart.
+        values, given = (t.transpose(1, 2) if columns else t for t in (x, out_grad))
+        values, given = (t.reshape(batch, -1, channels).contiguous() for t in (values, given))
+        own = torch.zeros_like(values) if columns else x_grad.reshape(values.shape)
+        for k in (1, 3) if columns else (0, 2):
+            rows = values @ projections[k].T
+            A = -torch.exp(a_logs[k])
+            rows_grad, dt_weight_grad, bias_grad, A_grad = _direction_gradients(
+                given, values, rows, dt_weights[k], dt_biases[k], A, k > 1, own
+            )
+            rows_grad = rows_grad.reshape(-1, rows.shape[-1])
+            own.reshape(-1, channels).addmm_(rows_grad, projections[k])
+            projection_grad = rows_grad.T @ values.reshape(-1, channels)
+            whole = (projection_grad, dt_weight_grad, bias_grad, A_grad * A)
+            for grad, of_k in zip(grads, whole, strict=True):
+                grad[k] = of_k
+        if columns:
+            x_grad += own.reshape(batch, width, height, channels).transpose(1, 2)
+        else:
+            x_grad = own.reshape(x.shape)
     grads[3] = grads[3].reshape(-1, states)
-    whole = (x_grad.reshape(x.shape), *grads, skip_grad)
-    return tuple(grad.to(t.dtype) for grad, t in zip(whole, (x, *weights), strict=True))
+    return x_grad.to(stored), *(g.to(w.dtype) for g, w in zip((*grads, skip_grad), weights, strict=True))
+
+
+def _direction_gradients(
+    out_grad: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    dt_weight: Tensor,
+    bias: Tensor,
+    A: Tensor,
+    backwards: bool,
+    values_grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Back along one direction: adds to values_grad, returns the gradients of rows, dt_weight, bias and A.
+
+    values: (batch, L, D); rows, the projections of them: (batch, L, R + 2N), the low-rank dt, B and C.
+    """
+    path, code = take("projected_scan_backward", values)
+    if path == "native":
+        grads = [torch.empty_like(t) for t in (rows, dt_weight, bias, A)]
+        dtype = values.dtype
+        inputs = arrays(dtype, out_grad, values, rows, dt_weight, bias, A)
+        outputs = (values_grad, *grads)
+        code(*inputs, backwards, *(t.numpy() for t in outputs), torch.get_num_threads())
+        return tuple(grads)
+    rank, states = dt_weight.shape[1], A.shape[1]
+    low, B, C = rows.split([rank, states, states], -1)
+    order = torch.arange(rows.shape[1] - 1, -1, -1, device=rows.device) if backwards else None
+    delta_grad, A_grad, B_grad, C_grad, _ = scan_gradients(
+        out_grad, None, values, low @ dt_weight.T, A, B[:, None], C[:, None], bias, True, order, None, values_grad
+    )
+    rows_grad = torch.cat([delta_grad @ dt_weight, B_grad[:, 0], C_grad[:, 0]], -1)
+    dt_weight_grad = delta_grad.flatten(0, 1).T @ low.flatten(0, 1)
+    return rows_grad, dt_weight_grad, delta_grad.sum((0, 1)), A_grad
 
 
 @_selective_scan_2d_backward.register_fake
 def _(out_grad, *inputs):
     return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs)
-
-
-def _raster(k: int, height: int, width: int, device: torch.device) -> Tensor | None:
-    """The pixels in the order in which direction k visits them."""
-    if k == 0:
-        return None
-    order = torch.arange(height * width, device=device)
-    if k % 2:
-        order = order.reshape(height, width).T.flatten()
-    return order.flip(0) if k > 1 else order
 
 
 def _keep_inputs(ctx, inputs, output) -> None:

@@ -1,4 +1,4 @@
-"""Gradients of the scans: against finite differences in float64, and the C++ against torch's autograd of the reference."""
+"""Gradients of the scans: those of finite differences, and the C++ against torch's autograd of the reference."""
 
 import pytest
 import torch
