@@ -52,6 +52,36 @@ configurations = st.one_of(
             }
         ),
     ),
+    st.tuples(
+        st.just("lxie-net"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([4, 6, 16]),
+                "depths": st.lists(st.integers(1, 3), min_size=2, max_size=4),
+                "refinement": st.integers(0, 2),
+                "expand": st.sampled_from([1.0, 1.5, 2.0]),
+                "d_state": st.integers(1, 5),
+                "unshuffle": st.integers(1, 3),
+            }
+        ),
+    ),
+    st.tuples(
+        st.just("mambair"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([5, 6, 20]),
+                "depths": st.lists(st.integers(1, 3), min_size=1, max_size=3),
+                "d_state": st.integers(1, 5),
+                "expand": st.sampled_from([1.0, 1.2, 2.0]),
+            }
+        ).flatmap(
+            lambda sizes: st.sampled_from(
+                [("denoise", 1), ("light-sr", 2), ("light-sr", 3), ("classic-sr", 3), ("classic-sr", 4)]
+            ).map(lambda last: {**sizes, "head": last[0], "scale": last[1]})
+        ),
+    ),
 )
 
 

@@ -88,7 +88,9 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(inner, channels, bias=False)
         if self.order is not None:
             self._check_scans(self.order)
-        self.reset_scans()
+        # Arithmetic on the meta device, where checkpoints are compared with networks, would load torch's compiler.
+        if not self.A_logs.is_meta:
+            self.reset_scans()
 
     @torch.no_grad()
     def reset_scans(self) -> None:
