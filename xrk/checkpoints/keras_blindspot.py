@@ -164,10 +164,4 @@ def _conventions(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-FORMAT = Format(
-    "self-supervised Poisson-Gaussian denoising",
-    "blindspot",
-    _configuration,
-    _conventions,
-    free=("rotations", "spot"),
-)
+FORMAT = Format("self-supervised Poisson-Gaussian denoising", "blindspot", _configuration, _conventions)

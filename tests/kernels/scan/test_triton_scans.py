@@ -6,7 +6,7 @@ from xrk.kernels import dispatch
 from xrk.kernels.scan import launch, selective_scan_2d
 
 
-@pytest.mark.parametrize("what", ["image", "sequence", "bands"])
+@pytest.mark.parametrize("what", ["image", "sequence", "gradients", "bands"])
 def test_the_interpreted_kernels_are_the_definition(interpreted, what):
     interpreted(what)
 
