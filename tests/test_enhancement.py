@@ -276,7 +276,7 @@ def test_none_does_what_the_card_asks(monkeypatch):
         asked.append((frame.copy(), offset, mask))
         return NoiseModel(2.0, 10.0 * len(asked), 1.0, f"estimate {len(asked)}")
 
-    monkeypatch.setattr("xrk.enhancement.estimate_noise", estimate)
+    monkeypatch.setattr("xrk.job.estimate_noise", estimate)
     stack = np.random.default_rng(6).integers(100, 3000, (3, 8, 9)).astype(np.float64)
     stack[1, 2, 3] = np.nan
     _, report = enhance(stack, _model(noise="estimate", domain="stabilised"), levels=(64, 4095), report=True)

@@ -119,7 +119,7 @@ def test_the_dark_tells_the_offset_of_the_noise(tmp_path, source, frame, monkeyp
         offsets.append(offset)
         return NoiseModel(1.0)
 
-    monkeypatch.setattr("xrk.enhancement.estimate_noise", estimate)
+    monkeypatch.setattr("xrk.job.estimate_noise", estimate)
     model = _model(noise="estimate")
     dark = np.full(frame.shape, 103, np.uint16)
     enhance_file(source, tmp_path / "out.tif", model)

@@ -39,6 +39,7 @@ class Pixels:
         ahead: whether reading takes so long that it is worth a thread.
         masks: nonzero where a pixel is invalid; bool or uint8, (H, W) or the image's shape.
         correction: dark and flat-field correction of every frame.
+        bad: bool (H, W): the detector's bad pixels; they get their filling for good, and are enhanced like all others.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +48,12 @@ class Pixels:
     ahead: bool = False
     masks: tuple[np.ndarray, ...] = ()
     correction: radiograph.Correction | None = None
+    bad: np.ndarray | None = None
+
+    @property
+    def has_invalid(self) -> bool:
+        """Whether a pixel may be invalid or bad."""
+        return bool(self.masks) or self.dtype.kind == "f" or self.correction is not None or self.bad is not None
 
     @property
     def count(self) -> int:
@@ -103,13 +110,15 @@ class Frames:
             self.clipped[frame, a] = clipped
         return corrected
 
-    def invalid(self, frame: int, a: int, b: int, counts: np.ndarray | None = None) -> np.ndarray | None:
-        """Where rows [a, b) are masked, NaN or Inf; None where nowhere."""
+    def unknown(self, frame: int, a: int, b: int, counts: np.ndarray | None = None) -> np.ndarray | None:
+        """Where rows [a, b) are bad, masked, NaN or Inf; None where nowhere."""
         mask = None
-        correction = self.pixels.correction
+        correction, bad = self.pixels.correction, self.pixels.bad
         masks = list(self.pixels.masks)
         if correction is not None and correction.invalid is not None:
             masks.append(correction.invalid)
+        if bad is not None:
+            masks.append(bad)
         for one in masks:
             part = (one[frame] if one.ndim == 3 else one)[a:b].astype(bool, copy=False)
             mask = part if mask is None else mask | part
@@ -122,14 +131,14 @@ class Frames:
         for frame in range(self.pixels.count):
             for rows in self.groups():
                 counts = self.counts(frame, rows.start, rows.stop)
-                yield counts, self.invalid(frame, rows.start, rows.stop, counts)
+                yield counts, self.unknown(frame, rows.start, rows.stop, counts)
 
     def all_invalid(self, frame: int) -> bool:
-        """Whether no pixel of a frame is valid."""
-        if self.pixels.dtype.kind != "f" and not self.pixels.masks and self.pixels.correction is None:
+        """Whether nothing is known of a frame."""
+        if not self.pixels.has_invalid:
             return False
         for rows in self.groups():
-            invalid = self.invalid(frame, rows.start, rows.stop)
+            invalid = self.unknown(frame, rows.start, rows.stop)
             if invalid is None or not invalid.all():
                 return False
         return True
@@ -160,13 +169,17 @@ class Frames:
     def _read(self, frame: int, at: int) -> Band:
         a, b = at * self.group, min((at + 1) * self.group, self.height)
         counts = self.counts(frame, a, b)
-        invalid = self.invalid(frame, a, b, counts)
-        if invalid is None:
+        unknown = self.unknown(frame, a, b, counts)
+        if unknown is None:
             return Band(counts, None, counts)
         filled = radiograph.fill_rows(
-            lambda a, b: self.counts(frame, a, b), lambda a, b: self.invalid(frame, a, b), (self.height, a, b)
+            lambda a, b: self.counts(frame, a, b), lambda a, b: self.unknown(frame, a, b), (self.height, a, b)
         )
-        return Band(counts, invalid, filled)
+        if self.pixels.bad is None:
+            return Band(counts, unknown, filled)
+        bad = self.pixels.bad[a:b]
+        invalid = unknown & ~bad
+        return Band(np.where(bad, filled, counts), invalid if invalid.any() else None, filled)
 
 
 def _cut(band: Band, a: int, b: int) -> Band:

@@ -89,12 +89,12 @@ Outcome decode_lzw(const unsigned char* in, std::size_t in_bytes, unsigned char*
         code = next_code();
         const Phrase phrase = table[code];
         if (__builtin_expect(code > free || phrase.length == 0, false)) {
+          if (out == end) return Outcome::complete;
           if (code == clear_code) {
             cleared = true;
             break;
           }
-          if (code == end_code) return out == end ? Outcome::complete : Outcome::too_short;
-          return Outcome::corrupt;
+          return code == end_code ? Outcome::too_short : Outcome::corrupt;
         }
         if (__builtin_expect(phrase.length > static_cast<std::size_t>(end - out), false)) {
           return out == end ? Outcome::complete : Outcome::too_long;

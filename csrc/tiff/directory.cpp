@@ -182,7 +182,7 @@ Geometry make_geometry(const Tags& tags, std::uint64_t page_offset, ByteOrder or
 
 }  // namespace
 
-Directory::Directory(const Input& input, const Limits& limits) : input_(input), segment_limit_(limits.segment_bytes) {
+Directory::Directory(const Input& input, const Limits& limits) : input_(input), limits_(limits) {
   unsigned char head[16] = {};
   input.read(0, head, std::min<std::uint64_t>(input.size(), sizeof head));
   if (input.size() < 8 || head[0] != head[1] || (head[0] != 'I' && head[0] != 'M')) damaged("it is no TIFF file", 0);
@@ -212,7 +212,7 @@ Directory::Directory(const Input& input, const Limits& limits) : input_(input), 
     // Directories that do not share bytes fit into the file together.
     entry_bytes += block.size();
     if (entry_bytes > input.size()) damaged("its directories overlap", page.offset);
-    look_at(page, block, limits);
+    look_at(page, block);
     pages_.push_back(page);
   }
 }
@@ -251,7 +251,7 @@ bool Directory::read_values(const unsigned char* entry, std::uint64_t entry_offs
   return input_.holds(values.offset, values.bytes());
 }
 
-void Directory::look_at(Page& page, const std::vector<unsigned char>& block, const Limits& limits) {
+void Directory::look_at(Page& page, const std::vector<unsigned char>& block) {
   const std::uint64_t start = page.offset + variant_.count_bytes();
   Tags tags(input_, variant_.order, block, start);
   for (std::size_t at = 0; at < block.size(); at += variant_.entry_bytes()) {
@@ -263,7 +263,7 @@ void Directory::look_at(Page& page, const std::vector<unsigned char>& block, con
   page.subfile_type = static_cast<std::uint32_t>(tags.number(NEW_SUBFILE_TYPE, 0));
   if (!page.full() || !unsupported_.empty()) return;
   try {
-    page.geometry = make_geometry(tags, page.offset, variant_.order, limits);
+    page.geometry = make_geometry(tags, page.offset, variant_.order, limits_);
   } catch (const Failure& failure) {
     if (failure.kind != Failure::Kind::unsupported) throw;
     unsupported_ = failure.what();
@@ -285,9 +285,9 @@ void Directory::look_at(Page& page, const std::vector<unsigned char>& block, con
     (sizes ? page.counts : page.offsets) = values;
   }
   const std::uint64_t largest = checked_multiply(g.row_bytes(), g.segment_height);
-  if (g.compression != Compression::none && std::max(largest, g.decoded_bytes(0)) > segment_limit_) {
+  if (g.compression != Compression::none && std::max(largest, g.decoded_bytes(0)) > limits_.segment_bytes) {
     damaged("it declares compressed" + what + " of " + to_string(largest) + " bytes, more than the " +
-                to_string(segment_limit_) + " that xrk takes",
+                to_string(limits_.segment_bytes) + " that xrk takes",
             page.offset);
   }
 }
@@ -325,6 +325,12 @@ void Directory::visit_segments(const Page& page, const Visit& visit) const {
       if (segment.bytes < divide_up(needed, ratio)) {
         damaged(name() + " is too short: " + to_string(segment.bytes) + " bytes cannot hold the " + to_string(needed) +
                     " of its pixels",
+                segment.offset);
+      }
+      if (g.compression != Compression::none && needed > limits_.bomb_bytes &&
+          segment.bytes < needed / limits_.growth) {
+        damaged(name() + " grows from " + to_string(segment.bytes) + " to " + to_string(needed) +
+                    " bytes, more than xrk takes",
                 segment.offset);
       }
       visit(segment);

@@ -17,6 +17,9 @@ struct Limits {
   std::uint64_t pixels = std::uint64_t{1} << 40;         // of a page
   std::uint64_t pages = std::uint64_t{1} << 20;
   std::uint64_t segment_bytes = std::uint64_t{1} << 31;  // of a compressed segment, decoded
+  // Compressed segments beyond this size may not grow more than `growth` times: a small file must not fill the memory.
+  std::uint64_t bomb_bytes = std::uint64_t{1} << 28;
+  std::uint64_t growth = 32;
 };
 
 // Values of a tag: where they lie in the file, inside the entry or elsewhere.
@@ -69,12 +72,12 @@ class Directory {
  private:
   std::vector<unsigned char> read_entries(std::uint64_t offset, std::uint64_t& next) const;
   bool read_values(const unsigned char* entry, std::uint64_t entry_offset, Values& values) const;
-  void look_at(Page& page, const std::vector<unsigned char>& block, const Limits& limits);
+  void look_at(Page& page, const std::vector<unsigned char>& block);
   template <typename Visit>
   void visit_segments(const Page& page, const Visit& visit) const;
 
   const Input& input_;
-  std::uint64_t segment_limit_;
+  Limits limits_;
   Variant variant_{false, ByteOrder::little};
   std::vector<Page> pages_;
   std::string unsupported_;
