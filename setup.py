@@ -4,7 +4,8 @@ The rest of the package's description is in pyproject.toml.
 
 The objects are compiled by ninja where it is found, one after the other where it is not, with the same commands.
 The environment variable ``XRK_CUDA`` says what becomes of ``csrc/cuda``: ``0`` leaves it out, ``1`` insists on it;
-without the variable it is compiled in where nvcc is found and works.
+without the variable it is compiled in where nvcc is found and works. zlib, libdeflate and libzstd are bound where their
+headers are; ``XRK_BIND=0`` leaves them all to be loaded at run time, as those without headers are.
 """
 
 import os
@@ -36,6 +37,13 @@ CXX_FLAGS = [
 PATH_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+
+# The libraries that csrc/tiff can be bound to: header, a function in it, and the linker's name.
+LIBRARIES = {
+    "zlib": ("zlib.h", "zlibVersion", "z"),
+    "libdeflate": ("libdeflate.h", "libdeflate_alloc_decompressor", "deflate"),
+    "libzstd": ("zstd.h", "ZSTD_versionNumber", "zstd"),
 }
 
 # Machine code for two generations of data-centre devices; all newer devices compile the PTX of the last one.
@@ -79,6 +87,8 @@ class BuildNative(build_ext):
         cuda_objects, cuda_folders = self.compile_cuda()
         defines = ["-DXRK_X86"] if X86 else []
         defines += ["-DXRK_HAVE_CUDA"] if cuda_objects else []
+        bound = self.find_libraries()
+        defines += [f"-DXRK_HAVE_{name.upper()}" for name in bound]
         commands = {}
         for source in sorted(CSRC.rglob("*.cpp")):
             path = path_of(source)
@@ -95,15 +105,33 @@ class BuildNative(build_ext):
             ]
         self.run_all(commands, "build.ninja")
         linux = sys.platform.startswith("linux")
+        libraries = [LIBRARIES[name][2] for name in bound]
+        libraries += ["cudart_static", "rt"] if cuda_objects else []
+        libraries += ["dl", "pthread"] if linux else ["pthread"]
         self.compiler.link_shared_object(
             [str(target) for target in [*commands, *cuda_objects]],
             self.get_ext_fullpath(ext.name),
-            libraries=["cudart_static", "dl", "rt", "pthread"] if cuda_objects else ["pthread"],
+            libraries=libraries,
             library_dirs=cuda_folders,
             # torch brings a CUDA runtime of its own into the process: the static one's names stay in here.
             extra_postargs=["-Wl,--exclude-libs,ALL"] if linux else [],
             target_lang="c++",
         )
+
+    def find_libraries(self) -> list[str]:
+        """Those of `LIBRARIES` that can be compiled and linked against here."""
+        wish = os.environ.get("XRK_BIND", "")
+        if wish not in {"", "0"}:
+            raise RuntimeError(f"XRK_BIND is {wish!r}; expected 0 (bind no library) or nothing")
+        found = []
+        self.objects.mkdir(parents=True, exist_ok=True)
+        for name, (header, function, library) in LIBRARIES.items() if not wish else ():
+            source = self.objects / f"has_{name}.cpp"
+            source.write_text(f"#include <{header}>\nint main() {{ return {function}() == 0; }}\n")
+            command = [*self.cxx(), str(source), "-o", str(source.with_suffix("")), f"-l{library}"]
+            if subprocess.run(command, capture_output=True).returncode == 0:
+                found.append(name)
+        return found
 
     def compile_cuda(self) -> tuple[list[Path], list[str]]:
         """The objects of csrc/cuda and where their libraries lie; none where it is left out or does not compile."""

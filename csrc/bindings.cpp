@@ -19,6 +19,8 @@ namespace py = pybind11;
 
 void bind_layers(py::module_& m);
 void bind_scan(py::module_& m);
+void bind_tiff_read(py::module_& m);
+void bind_tiff_write(py::module_& m);
 
 namespace {
 
@@ -289,4 +291,6 @@ PYBIND11_MODULE(_native, m) {
         "Raises ValueError for a name that supported_simd() does not list.");
   bind_layers(m);
   bind_scan(m);
+  bind_tiff_read(m);
+  bind_tiff_write(m);
 }

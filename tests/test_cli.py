@@ -250,7 +250,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, capsys, monkeypatch, source, mode
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tifffile.TiffWriter, "write", interrupted)
+    monkeypatch.setattr(io.Sink, "write", interrupted)
     assert main(["enhance", str(source), str(tmp_path / "out.tif"), "--model", model]) == 130
     assert capsys.readouterr().err == "xrk: interrupted.\n"
     assert names(tmp_path) == ["in.tif"]

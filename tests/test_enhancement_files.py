@@ -83,7 +83,7 @@ def test_pages_are_a_stack(tmp_path):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), enhance(stack, _model()))
     assert len(report.frames) == 3
     assert report.invalid == 1
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(20, 60), (40, 60), (60, 60)]
 
 
 def test_levels_that_the_file_states(tmp_path, frame):
@@ -119,7 +119,7 @@ def test_the_dark_tells_the_offset_of_the_noise(tmp_path, source, frame, monkeyp
         offsets.append(offset)
         return NoiseModel(1.0)
 
-    monkeypatch.setattr("xrk.enhancement.estimate_noise", estimate)
+    monkeypatch.setattr("xrk.job.estimate_noise", estimate)
     model = _model(noise="estimate")
     dark = np.full(frame.shape, 103, np.uint16)
     enhance_file(source, tmp_path / "out.tif", model)

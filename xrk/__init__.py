@@ -5,9 +5,9 @@
     xrk.enhance_file("in.tif", "out.tif")
 
 `enhance` and `enhance_file` are the front door; `load` and `list_models` give the networks, `plan` runs any network
-within a memory budget, `estimate_noise` and `NoiseModel` tell the noise of a detector, `info` what runs here. `io`
-reads and writes files, `metrics` compares images, `kernels` holds the operators. Everything raised on purpose is in
-`errors`.
+within a memory budget, `estimate_noise` and `NoiseModel` tell the noise of a detector, `calibrate` its dark frame, flat
+field and bad pixels, `info` what runs here. `io` reads and writes files, `metrics` compares images, `kernels` holds the
+operators. Everything raised on purpose is in `errors`.
 """
 
 import importlib
@@ -38,9 +38,11 @@ _require_installation()
 
 # name -> the module it comes from, imported when first asked for: `xrk --help` and `xrk.io` do not wait for torch.
 _HOME = {
-    "compare": "comparison",
+    "Calibration": "calibration",
     "Model": "loading",
     "NoiseModel": "noise",
+    "calibrate": "calibration",
+    "compare": "comparison",
     "enhance": "enhancement",
     "enhance_file": "enhancement",
     "estimate_noise": "noise",
@@ -54,9 +56,11 @@ _HOME = {
 _MODULES = ("errors", "io", "kernels", "metrics")
 
 __all__ = [
+    "Calibration",
     "Model",
     "NoiseModel",
     "__version__",
+    "calibrate",
     "compare",
     "enhance",
     "enhance_file",
@@ -75,6 +79,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from xrk import errors, io, kernels, metrics
+    from xrk.calibration import Calibration, calibrate
     from xrk.comparison import compare
     from xrk.enhancement import enhance, enhance_file
     from xrk.environment import info

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from xrk.anscombe import Tables, tables
 from xrk.errors import InputError, InputTypeError
-from xrk.noise_line import fit_line
+from xrk.noise_line import OnDemand, fit_line
 
 __all__ = ["NoiseModel", "estimate_noise"]
 
@@ -207,12 +207,15 @@ class NoiseModel:
         return tables(self._sigma)
 
 
-def estimate_noise(image: ArrayLike, offset: float | None = None, *, mask: ArrayLike | None = None) -> NoiseModel:
+def estimate_noise(
+    image: ArrayLike | OnDemand, offset: float | None = None, *, mask: ArrayLike | OnDemand | None = None
+) -> NoiseModel:
     """The Poisson-Gaussian noise of one image, from a robust line var = gain * mean + c over its local variances.
 
     image: (H, W) counts (DN), any size, any real dtype; NaN and Inf are left out. offset: the mean count (DN) without
     exposure, where it is known. mask: (H, W) bool, True where a pixel is invalid. It is deterministic and takes a fixed
-    sample of a large frame; `xrk.noise_line` says how it works and where it fails.
+    sample of a large frame; `xrk.noise_line` says how it works and where it fails, and has `OnDemand`, for a frame of
+    which only the sample's rows are read.
 
     One image identifies gain and c = read_noise^2 - gain * offset only, so
     - with `offset` given, read_noise^2 = c + gain * offset; where that is negative, the line crosses zero above
@@ -227,11 +230,11 @@ def estimate_noise(image: ArrayLike, offset: float | None = None, *, mask: Array
     Raises InputError for an image that is empty or not of rank 2, or a mask of another shape; InputTypeError for a
     wrong dtype.
     """
-    image = _real(image, "image")
+    image = image if isinstance(image, OnDemand) else _real(image, "image")
     if image.ndim != 2 or image.size == 0:
         raise InputError(f"estimate_noise: the image has shape {image.shape}; expected one frame (H, W), not empty.")
     if mask is not None:
-        mask = np.asarray(mask)
+        mask = mask if isinstance(mask, OnDemand) else np.asarray(mask)
         if mask.dtype != np.bool_:
             raise InputTypeError(f"estimate_noise: the mask has dtype {mask.dtype}; expected bool, True where invalid.")
         if mask.shape != image.shape:

@@ -27,12 +27,13 @@ line.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["NoiseLine", "fit_line"]
+__all__ = ["NoiseLine", "OnDemand", "fit_line"]
 
 _BLOCKS = 32768
 # Edge of a block, and how many blocks it needs; the smaller ones serve small images and dense masks.
@@ -43,6 +44,30 @@ _KERNELS, _WHITE = map(np.ravel, np.meshgrid(np.linspace(-0.06, 0.2, 53), [0.0, 
 _FEWEST = 32
 # Values from here on count as invalid, like infinity, and differences below as none: squares of squares must be finite.
 _HUGE, _TINY = 1e60, 1e-60
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """A frame, or its mask, whose rows are read when they are asked for: only those of the sample ever are.
+
+    read: (first, end) -> those rows, (end - first, W), of this dtype.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, end, _ = rows.indices(self.shape[0])
+        return self.read(first, end)
 
 
 @dataclass(frozen=True)
@@ -121,7 +146,7 @@ def _blurred_power(polynomials: np.ndarray, lags: np.ndarray) -> np.ndarray:
     return power
 
 
-def fit_line(image: np.ndarray, mask: np.ndarray | None = None) -> NoiseLine:
+def fit_line(image: np.ndarray | OnDemand, mask: np.ndarray | OnDemand | None = None) -> NoiseLine:
     """The noise line of `image` (H, W), any real dtype; `mask` (H, W) bool, True where invalid. Never fails."""
     blocks, edges, stride = _sample(image, mask)
     if blocks.size == 0 or blocks.shape[1] == 1:
@@ -160,7 +185,9 @@ def _noise_free(values: np.ndarray, dtype: np.dtype, measured: float) -> NoiseLi
     )
 
 
-def _sample(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+def _sample(
+    image: np.ndarray | OnDemand, mask: np.ndarray | OnDemand | None
+) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
     """Blocks without an invalid pixel, (blocks, pixels) float64, their edges and the strides of their grid."""
     best: tuple[np.ndarray, tuple[int, int], tuple[int, int]] | None = None
     for edge, fewest in _EDGES.items():
@@ -185,13 +212,18 @@ def _sample(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, tup
     return best
 
 
-def _windows(array: np.ndarray, edges: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def _windows(array: np.ndarray | OnDemand, edges: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+    if isinstance(array, OnDemand):
+        starts = range(0, array.shape[0] - edges[0] + 1, stride[0])
+        bands = (array[start : start + edges[0]] for start in starts)
+        return np.concatenate([_windows(band, edges, (1, stride[1])) for band in bands])
     windows = np.lib.stride_tricks.sliding_window_view(array, edges)[:: stride[0], :: stride[1]]
     return windows.reshape(-1, edges[0] * edges[1])
 
 
 def _without_blocks(image: np.ndarray, mask: np.ndarray | None) -> NoiseLine:
     """One pixel, or so many invalid ones that hardly two neighbours are left."""
+    image, mask = (array[:] if isinstance(array, OnDemand) else array for array in (image, mask))
     values = (image.ravel() if mask is None else image[~mask]).astype(np.float64)
     values = values[np.abs(values) < _HUGE]
     # 0.455 is the median of chi^2 with one degree of freedom.

@@ -6,7 +6,7 @@ compute in float64 and give the same bits.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 
@@ -159,6 +159,39 @@ def fill(frame: np.ndarray, invalid: np.ndarray) -> np.ndarray:
     return out
 
 
+def fill_rows(
+    counts: Callable[[int, int], np.ndarray],
+    invalid: Callable[[int, int], np.ndarray | None],
+    where: tuple[int, int, int],
+) -> np.ndarray:
+    """Rows of what `fill` gives for a whole frame, bit for bit, from as few other rows as their holes ask for.
+
+    A frame without a valid pixel comes back as it is.
+
+    counts, invalid: (first, end) -> those rows of the frame, and where they are invalid. where: (H, first, end).
+    """
+    height, first, end = where
+    step = 4
+    while True:
+        # A pixel is filled from cells of 2, 4, ... rows at most two cells away, up to the size at which every cell of
+        # the surroundings has a valid pixel. Bands begin and end with whole cells of that size.
+        a, b = max(first // step - 2, 0) * step, min((-(-end // step) + 2) * step, height)
+        bad = invalid(a, b)
+        if bad is None or (bad.all() and b - a == height):
+            return counts(first, end).copy()
+        if (a == 0 and b == height) or _known_at(bad, step):
+            return fill(counts(a, b), bad)[first - a : end - a]
+        step *= 2
+
+
+def _known_at(invalid: np.ndarray, size: int) -> bool:
+    """Whether every cell of ``size`` x ``size`` pixels, those cut off by the edges too, has a valid one."""
+    valid = ~invalid
+    for axis, length in enumerate(invalid.shape):
+        valid = np.logical_or.reduceat(valid, np.arange(0, length, size), axis=axis)
+    return bool(valid.all())
+
+
 def _push_pull(values: np.ndarray, known: np.ndarray) -> None:
     """Fills ``values`` (0 where not ``known``) in place."""
     rows, columns = np.nonzero(~known)
@@ -252,6 +285,13 @@ class Correction:
     gain: np.ndarray | float  # (H, W) float64: median(F - D) / (F - D), 0 where invalid
     pedestal: float  # the dark's median, added again
     invalid: np.ndarray | None  # (H, W) bool: F <= D, or a reference that is not finite
+
+    def rows(self, a: int, b: int) -> "Correction":
+        """The same for rows [a, b) of a frame."""
+        parts = (
+            v[a:b] if isinstance(v, np.ndarray) else v for v in (self.dark, self.gain, self.pedestal, self.invalid)
+        )
+        return Correction(*parts)
 
     def apply(self, frame: np.ndarray) -> tuple[np.ndarray, int]:
         """The corrected frame (H, W) in the frame's dtype, and how many pixels were clipped to its range (integers).

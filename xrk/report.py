@@ -147,34 +147,54 @@ def residual_statistics(
         ``mean`` and ``sd`` in counts; ``standardised_mean``, ``standardised_sd`` and the autocorrelation of
         neighbours ``standardised_lag1_horizontal`` and ``..._vertical``, each None where it is not defined.
     """
-    plain, standardised = _Moments(), _Moments()
-    rows = max(1, _BLOCK // before.shape[1])
-    for start in range(0, before.shape[0], rows):
-        part = slice(start, start + rows)
-        y = after[part].astype(np.float64)
-        r = before[part] - y
-        valid = None if invalid is None else ~invalid[part]
+    statistics = ResidualStatistics(noise)
+    statistics.add(before, after, invalid)
+    return statistics.result()
+
+
+class ResidualStatistics:
+    """`residual_statistics` of a frame that comes in bands of rows, from the top down."""
+
+    def __init__(self, noise: _Noise | None = None) -> None:
+        self.noise = noise
+        self.plain, self.standardised = _Moments(), _Moments()
+
+    def add(self, before: np.ndarray, after: np.ndarray, invalid: np.ndarray | None = None) -> None:
+        """The next rows, (rows, W) each."""
+        rows = max(1, _BLOCK // before.shape[1])
+        for start in range(0, before.shape[0], rows):
+            part = slice(start, start + rows)
+            self._add(before[part], after[part], None if invalid is None else ~invalid[part])
+
+    def _add(self, before: np.ndarray, after: np.ndarray, valid: np.ndarray | None) -> None:
+        y = after.astype(np.float64)
+        r = before - y
         if valid is not None:
             r[~valid] = 0.0
-        plain.add(r, valid)
-        if noise is not None:
-            variance = np.asarray(noise.variance(y))
-            known = variance > 0.0 if valid is None else valid & (variance > 0.0)
-            if known.all():
-                known = None
-                r /= np.sqrt(variance)
-            else:
-                r = np.divide(r, np.sqrt(variance, where=known, out=np.ones_like(r)), where=known, out=np.zeros_like(r))
-            standardised.add(r, known)
-            standardised.add_neighbours(r, known)
-    return {
-        "mean": plain.mean,
-        "sd": plain.sd,
-        "standardised_mean": standardised.mean,
-        "standardised_sd": standardised.sd,
-        "standardised_lag1_horizontal": standardised.correlation("horizontal"),
-        "standardised_lag1_vertical": standardised.correlation("vertical"),
-    }
+        self.plain.add(r, valid)
+        if self.noise is None:
+            return
+        variance = np.asarray(self.noise.variance(y))
+        known = variance > 0.0 if valid is None else valid & (variance > 0.0)
+        if known.all():
+            known = None
+            r /= np.sqrt(variance)
+        else:
+            r = np.divide(r, np.sqrt(variance, where=known, out=np.ones_like(r)), where=known, out=np.zeros_like(r))
+        self.standardised.add(r, known)
+        self.standardised.add_neighbours(r, known)
+
+    def result(self) -> dict[str, float | None]:
+        """The figures of all rows so far."""
+        plain, standardised = self.plain, self.standardised
+        return {
+            "mean": plain.mean,
+            "sd": plain.sd,
+            "standardised_mean": standardised.mean,
+            "standardised_sd": standardised.sd,
+            "standardised_lag1_horizontal": standardised.correlation("horizontal"),
+            "standardised_lag1_vertical": standardised.correlation("vertical"),
+        }
 
 
 class _Moments:

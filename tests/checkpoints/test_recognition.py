@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from xrk.checkpoints import assemble, read_state, recognise
 from xrk.errors import CheckpointError
-from xrk.models import ARCHITECTURES, DnCNN, OriginalResNet18UNet, ResNet18UNet
+from xrk.models import ARCHITECTURES, DnCNN, LXIENet, MambaIR, OriginalResNet18UNet, ResNet18UNet
 
 channels = st.integers(1, 4)
 widths = st.integers(1, 9)
@@ -50,6 +50,36 @@ configurations = st.one_of(
                 "batch_norm": st.booleans(),
                 "bias": st.booleans(),
             }
+        ),
+    ),
+    st.tuples(
+        st.just("lxie-net"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([4, 6, 16]),
+                "depths": st.lists(st.integers(1, 3), min_size=2, max_size=4),
+                "refinement": st.integers(0, 2),
+                "expand": st.sampled_from([1.0, 1.5, 2.0]),
+                "d_state": st.integers(1, 5),
+                "unshuffle": st.integers(1, 3),
+            }
+        ),
+    ),
+    st.tuples(
+        st.just("mambair"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([5, 6, 20]),
+                "depths": st.lists(st.integers(1, 3), min_size=1, max_size=3),
+                "d_state": st.integers(1, 5),
+                "expand": st.sampled_from([1.0, 1.2, 2.0]),
+            }
+        ).flatmap(
+            lambda sizes: st.sampled_from(
+                [("denoise", 1), ("light-sr", 2), ("light-sr", 3), ("classic-sr", 3), ("classic-sr", 4)]
+            ).map(lambda last: {**sizes, "head": last[0], "scale": last[1]})
         ),
     ),
 )
@@ -136,7 +166,7 @@ def test_counters_may_be_absent():
     assert recognise({k: t for k, t in full.items() if "num_batches" not in k}) == recognise(full)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18-unet", "dncnn"])
+@pytest.mark.parametrize("architecture", ["resnet18-unet", "dncnn", "lxie-net", "mambair"])
 def test_absurd_sizes_are_no_network(architecture):
     state = meta_state(architecture, {})
     first = next(iter(state))
@@ -161,6 +191,8 @@ NETWORKS = [
     OriginalResNet18UNet(width=2, decoder_channels=(5, 4, 3, 3)),
     DnCNN(features=3, depth=5),
     DnCNN(features=3, depth=5, batch_norm=True),
+    LXIENet(width=4, depths=(1, 1), d_state=2),
+    MambaIR(width=6, depths=(1, 2), d_state=2),
 ]
 
 

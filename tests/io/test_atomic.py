@@ -39,8 +39,7 @@ def test_after_an_error_nothing_is_left(tmp_path, error):
 
 def test_an_interrupt_while_an_image_is_written(tmp_path, monkeypatch):
     stack = np.zeros((3, 8, 8), "u2")
-    write = io.tiff_writer.tifffile.TiffWriter.write
-    calls = []
+    write, calls = io.Sink.write, []
 
     def interrupted(self, *arguments, **options):
         calls.append(1)
@@ -48,7 +47,7 @@ def test_an_interrupt_while_an_image_is_written(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return write(self, *arguments, **options)
 
-    monkeypatch.setattr(io.tiff_writer.tifffile.TiffWriter, "write", interrupted)
+    monkeypatch.setattr(io.Sink, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         io.write(tmp_path / "out.tif", stack)
     assert names(tmp_path) == []

@@ -14,7 +14,7 @@ import tifffile
 
 from xrk import io
 from xrk.errors import ImageFileError
-from xrk.io import tiff_reader
+from xrk.io import source
 
 FRAMES = np.random.default_rng(3).integers(0, 4000, (3, 20, 24)).astype("u2")
 KINDS = {
@@ -169,11 +169,12 @@ def patched(**values):
 
 def test_sizes_that_are_not_there(tmp_path, monkeypatch):
     path = tmp_path / "in.tif"
-    assert "too short" in refusal(path, patched(t256=2**31, t257=2**31, t278=2**31))
-    assert "incorrect StripByteCounts count" in refusal(path, patched(t257=2**31))
-    assert "0 x 20 pixels" in refusal(path, patched(t256=0))
+    assert "more than xrk takes" in refusal(path, patched(t256=2**31 - 1, t257=2**31 - 1, t278=2**31))
+    assert "too short" in refusal(path, patched(t256=2**20, t257=2**20, t278=2**20))
+    assert "lists 1 strips where its size asks for" in refusal(path, patched(t257=2**30))
+    assert "declares 0 x 20 pixels" in refusal(path, patched(t256=0))
     assert "stored as TIFF compression 999" in refusal(path, patched(t259=999))
-    monkeypatch.setattr(tiff_reader, "_available_memory", lambda: FRAMES[0].nbytes - 1)
+    monkeypatch.setattr(source, "available_memory", lambda: FRAMES[0].nbytes - 1)
     assert "more than the free memory" in refusal(path, patched())
 
 
@@ -185,4 +186,4 @@ def test_deflate_data_that_inflates_without_end(tmp_path):
         tif.pages[0].tags[273].overwrite([len(page) + len(page) % 2])
         tif.pages[0].tags[279].overwrite([len(bomb)])
         data = tif.filehandle._fh.getvalue()
-    assert "inflates to more" in refusal(tmp_path / "in.tif", data)
+    assert "the deflate data of strip 1 of 1 hold more than the 2048 bytes" in refusal(tmp_path / "in.tif", data)

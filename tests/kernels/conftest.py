@@ -1,10 +1,18 @@
-"""One call of every operator, with its float64 reference: for tests that hold for all of them alike."""
+"""One call of every operator, with its float64 reference: for tests that hold for all of them alike.
 
+And Triton's interpreter, for the kernels where there is no GPU.
+"""
+
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from xrk.kernels.arguments import compute_dtype
@@ -157,3 +165,24 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def make_calls():
     return _make
+
+
+@pytest.fixture(scope="session")
+def interpreted():
+    """Runs one of these tests' scripts in a process of its own: Triton reads when it is imported that it interprets."""
+    triton = pytest.importorskip("triton")
+    if _version(triton) < (3, 7) and _version(np) >= (2, 4):
+        pytest.skip("the interpreter of Triton 3.6 needs numpy below 2.4")
+
+    def run(script, *arguments):
+        command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.split("\n")[-2] == "all equal"
+
+    return run
+
+
+def _version(module):
+    return tuple(map(int, module.__version__.split(".")[:2]))

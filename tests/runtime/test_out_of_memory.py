@@ -15,6 +15,7 @@ from xrk.models.resnet18_unet import ResNet18UNet
 from xrk.runtime.executor import execute
 from xrk.runtime.graph import RowLocal, Summarise
 from xrk.runtime.planner import make_plan
+from xrk.runtime.streaming import Stream
 
 NETWORKS = {
     "row-local": (lambda: small(depth=6), (70, 40)),
@@ -169,3 +170,23 @@ def test_the_executor_alone_reports_nothing():
     _, x, plan = prepared("row-local")
     with torch.inference_mode():
         assert torch.equal(execute(plan._graph, plan._passes, x)[0], plan.run(x))
+
+
+@pytest.mark.parametrize("name", ["row-local", "norms"])
+def test_a_stream_goes_on_where_it_was(name, monkeypatch):
+    module, x, _ = prepared(name)
+    plan = make_plan(module, tuple(x.shape), band=16, streamed=True)
+    assert plan.streamed
+    exact, steps = Exactness(module, x), sum(len(p.steps) for p in plan._passes)
+    for when in range(2, steps, max(1, steps // 5)):
+        out = torch.full(x.shape, torch.nan)
+
+        def write(row, rows, out=out):
+            assert out[0, 0, row : row + len(rows)].isnan().all()
+            out[0, 0, row : row + len(rows)] = rows
+
+        with monkeypatch.context() as patch:
+            Allocator(plan, patch, lambda call, when=when: call == when)
+            plan.stream(Stream(lambda a, b: x[0, 0, a:b], write, x.device))
+        assert len(plan.shrunk) == 1
+        assert exact.distance(out) <= exact.allowed

@@ -166,10 +166,4 @@ def _conventions(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-FORMAT = Format(
-    "self-supervised Poisson-Gaussian denoising",
-    "blindspot",
-    _configuration,
-    _conventions,
-    free=("noise", "rotations", "spot"),
-)
+FORMAT = Format("self-supervised Poisson-Gaussian denoising", "blindspot", _configuration, _conventions)

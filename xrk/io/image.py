@@ -8,7 +8,7 @@ import numpy as np
 
 from xrk.io.codecs import codec_name
 
-__all__ = ["Image", "Page"]
+__all__ = ["Image", "Metadata", "Page"]
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,17 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Image:
-    """An image file, read.
+class Metadata:
+    """Everything about an image file but its pixels.
 
-    `array` has the shape (H, W), or (N, H, W) for a file of N pages, and the file's dtype and byte order.
+    `shape` is (H, W), or (N, H, W) for a file of N pages; `dtype` has the file's byte order.
     `levels` is the (black, white) that the file itself states, in counts, or None. Packed integers state it (12 bits
     stored as 12 bits: (0, 4095)) and so does the attribute SignificantBits of an OME file; nothing else is believed.
     """
 
-    array: np.ndarray
     path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
     byteorder: str = "<"  # "<" or ">"
     bigtiff: bool = False
     kind: str = "plain"  # whose description it is: "plain", "imagej" or "ome"
@@ -74,7 +75,7 @@ class Image:
         parts = ["BigTIFF" if self.bigtiff else "TIFF", {"<": "little-endian", ">": "big-endian"}[self.byteorder]]
         if page.tile:
             parts.append(f"tiles of {page.tile[1]} x {page.tile[0]}")
-        elif page.rowsperstrip and page.rowsperstrip < self.array.shape[-2]:
+        elif page.rowsperstrip and page.rowsperstrip < self.shape[-2]:
             parts.append(f"strips of {page.rowsperstrip} rows")
         else:
             parts.append("one strip")
@@ -82,3 +83,10 @@ class Image:
         if page.predictor != 1:
             parts.append(f"predictor {page.predictor}")
         return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image(Metadata):
+    """An image file, read: `array` has its shape, and its dtype with the file's byte order."""
+
+    array: np.ndarray

@@ -23,6 +23,8 @@ def read(counts: tuple[int, ...], data: bytes, order: str) -> Entries:
     for start in range(4, counts[0], 8):
         code, number = struct.unpack_from(f"{order}II", data, start)
         kinds += [struct.pack(">I", code)] * min(number, len(counts))
+        if len(kinds) >= len(counts):
+            break
     if len(kinds) != len(counts) - 1 or struct.unpack_from(f"{order}I", data)[0] != MAGIC:
         raise ValueError("IJMetadata has a header that does not fit its entries")
     entries, start = [], counts[0]

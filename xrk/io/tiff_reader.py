@@ -1,4 +1,4 @@
-"""Reading TIFF files through tifffile: it parses and decodes.
+"""TIFF files beyond xrk's own reader, through tifffile: it parses, and decodes whole pages.
 
 This file decides what is accepted, and turns every failure into one ImageFileError (TIFF 6.0; BigTIFF).
 """
@@ -11,7 +11,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,45 +19,21 @@ import numpy as np
 import tifffile
 
 from xrk.errors import ImageFileError, InputError
-from xrk.io import description, imagej, ome
+from xrk.io import description, imagej
 from xrk.io.codecs import DEFLATE, LOSSLESS, check_decoder, codec_name
-from xrk.io.image import Image, Page
+from xrk.io.image import Metadata, Page
+from xrk.io.tiff_native import CARRIED_TAGS, OFFSET_DTYPES, stated_levels
 
-__all__ = ["DTYPES", "SUPPORTED", "errors_named", "read", "read_report"]
+__all__ = ["DTYPES", "SUPPORTED", "WholePixels", "available_memory", "check_head", "errors_named", "read_report"]
 
 DTYPES = "u1 i1 u2 i2 u4 i4 f2 f4 f8"
 SUPPORTED = {np.dtype(name) for name in DTYPES.split()}
 MAX_PAGES = 1 << 20
-# Text that describes the exposure, its place in a document or its author, and the orientation. Tags that describe
-# the pixel values (minimum, maximum, response curves) no longer hold after enhancement and are left out.
-CARRIED_TAGS = {269, 271, 272, 274, 285, 286, 287, 297, 305, 306, 315, 316, 33432}
-OFFSET_DTYPES = {13, 18}  # IFD, IFD8
+ROWS = 256  # that are normalised at a time
 OTHER_FORMATS = {
     b"\x89PNG": "a PNG", b"\xff\xd8\xff": "a JPEG", b"\x89HDF": "an HDF5", b"BM": "a BMP", b"GIF8": "a GIF",
     b"PK\x03\x04": "a ZIP", b"%PDF": "a PDF", b"\x93NUM": "a NumPy",
 }  # fmt: skip
-
-
-def read(path: str | os.PathLike) -> Image:
-    """Read a TIFF file: (H, W), or (N, H, W) where it has N pages, in the file's dtype and byte order.
-
-    Taken: one sample per pixel; unsigned and signed integers of up to 32 bits (packed ones, such as 12 bits, come
-    in the next larger dtype), floats of 16, 32 and 64; strips and tiles; classic and BigTIFF; ImageJ, OME and plain
-    files. Reduced copies of the image (a pyramid, a thumbnail) are left aside, and named in `Image.notes`.
-
-    Raises ImageFileError: absent, a folder, not TIFF, damaged or cut off, colour, of an unsupported dtype, larger
-    than this machine's memory, or compressed in a way that needs the extra ``codecs``.
-    """
-    with _opened(path) as (file, size), errors_named(path) as log:
-        offsets, order, bigtiff = _page_offsets(path, file, size)
-        with tifffile.TiffFile(file, is_ndpi=False, is_lsm=False) as tif:
-            pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
-            _check_log(path, log)
-            if len(pages) != len(offsets):
-                raise ImageFileError(f"{path} is damaged: only {len(pages)} of its {len(offsets)} pages are whole.")
-            image = _read_pages(path, file, size, pages, order, bigtiff)
-            _check_log(path, log)
-            return image
 
 
 def read_report(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -136,9 +112,10 @@ def _check_log(path: str | os.PathLike, log: list[str]) -> None:
             raise ImageFileError(f"{path} is cut off or damaged: its TIFF tag {tag[1]} cannot be read.")
 
 
-def _page_offsets(path: str | os.PathLike, file: BinaryIO, size: int) -> tuple[list[int], str, bool]:
-    """Offsets of all pages, byte order, and whether the file is BigTIFF; the chain of pages must end."""
-    head = file.read(16)
+def check_head(path: str | os.PathLike) -> None:
+    """Raise ImageFileError unless this is a regular file that begins as a TIFF file does."""
+    with _opened(path) as (file, size):
+        head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if size == 0:
         raise ImageFileError(f"{path} is empty (0 bytes).")
@@ -147,6 +124,12 @@ def _page_offsets(path: str | os.PathLike, file: BinaryIO, size: int) -> tuple[l
         raise ImageFileError(
             f"{path} is not a TIFF file{f': it looks like {other} file' if other else ''}; xrk reads TIFF only."
         )
+
+
+def _page_offsets(path: str | os.PathLike, file: BinaryIO, size: int) -> tuple[list[int], str, bool]:
+    """Offsets of all pages, byte order, and whether the file is BigTIFF; the chain of pages must end."""
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}[head[:2]]
     bigtiff = struct.unpack_from(f"{order}H", head, 2)[0] == 43
     number, entry, link = (8, 20, 8) if bigtiff else (2, 12, 4)  # bytes of: number of tags, a tag, an offset
     at, seen = (8 if bigtiff else 4), set()
@@ -170,7 +153,110 @@ def _page_offsets(path: str | os.PathLike, file: BinaryIO, size: int) -> tuple[l
         at = offset + number + entry * integer(offset, number)
 
 
-def _read_pages(path, file, size, pages: list[tifffile.TiffPage], order: str, bigtiff: bool) -> Image:
+class WholePixels:
+    """The frames of a file, each of them decoded as a whole; the last one is kept."""
+
+    name = "tifffile"
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._last: tuple[int, np.ndarray] | None = None
+        self._stack = ExitStack()
+        try:
+            with errors_named(path) as log:
+                self._open(log)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, log: list[str]) -> None:
+        path = self._path
+        file, size = self._stack.enter_context(_opened(path))
+        offsets, order, bigtiff = _page_offsets(path, file, size)
+        tif = self._stack.enter_context(tifffile.TiffFile(file, is_ndpi=False, is_lsm=False))
+        pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
+        _check_log(path, log)
+        if len(pages) != len(offsets):
+            raise ImageFileError(f"{path} is damaged: only {len(pages)} of its {len(offsets)} pages are whole.")
+        self._file = file
+        self._pages, self._metadata, self._hidden = _describe(path, file, size, pages, order, bigtiff)
+        first = self._pages[0]
+        self.frames = self._hidden or len(self._pages)
+        self.shape = first.shape
+        self.dtype = np.dtype(first.dtype).newbyteorder("=")
+        if math.prod(self.shape) * self.dtype.itemsize > available_memory():
+            raise ImageFileError(
+                f"{path} declares pages of {self.shape[0]} x {self.shape[1]} pixels of {self.dtype.name}: more than "
+                "the free memory of this machine."
+            )
+        for page in self._pages:
+            _check_inflation(path, file, page)
+        _check_log(path, log)
+
+    def stated_levels(self) -> tuple[float, float] | None:
+        return self._metadata.levels
+
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    def _frame(self, index: int) -> np.ndarray:
+        with self._lock:
+            if self._last is None or self._last[0] != index:
+                self._last = None
+                with errors_named(self._path) as log:
+                    self._last = index, self._decoded(index).reshape(self.shape).astype(self.dtype, copy=False)
+                    _check_log(self._path, log)
+            return self._last[1]
+
+    def _decoded(self, index: int) -> np.ndarray:
+        if self._hidden:
+            dtype = self.dtype.newbyteorder(self._metadata.byteorder)
+            self._file.seek(self._pages[0].dataoffsets[0] + index * math.prod(self.shape) * dtype.itemsize)
+            return np.fromfile(self._file, dtype, math.prod(self.shape))
+        return self._pages[index].asarray()
+
+    def read(
+        self, frame: int, row: int, column: int, out: np.ndarray, border: str, levels: tuple[float, float] | None
+    ) -> None:
+        """Fills ``out`` with the window whose first pixel is at (row, column); ``levels`` are (black, 1 / range)."""
+        pixels = self._frame(frame)
+        places = [np.arange(first, first + n) for first, n in zip((row, column), out.shape, strict=True)]
+        outside = [(place < 0) | (place >= n) for place, n in zip(places, self.shape, strict=True)]
+        rows, columns = (_inside(place, n, border) for place, n in zip(places, self.shape, strict=True))
+        for start in range(0, len(rows), ROWS):
+            part = slice(start, start + ROWS)
+            window = pixels[rows[part]][:, columns]
+            if levels is not None:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    window = ((window - np.float64(levels[0])) * levels[1]).astype(out.dtype)
+            out[part] = window
+        if border == "constant":
+            out[outside[0]] = 0
+            out[:, outside[1]] = 0
+
+    def prefetch(self, frame: int, *window: int) -> None:
+        self._frame(frame)
+
+    def close(self) -> None:
+        with self._lock:
+            self._last = None
+            self._stack.close()
+
+
+def _inside(place: np.ndarray, size: int, border: str) -> np.ndarray:
+    """The positions inside [0, size) that stand at these positions, inside and out."""
+    if border in ("edge", "constant") or size == 1:
+        return np.clip(place, 0, size - 1)
+    period = 2 * size - 2 if border == "reflect" else 2 * size
+    phase = place % period
+    return np.where(phase < size, phase, period - phase - (border == "symmetric"))
+
+
+def _describe(
+    path, file: BinaryIO, size: int, pages: list[tifffile.TiffPage], order: str, bigtiff: bool
+) -> tuple[list[tifffile.TiffPage], Metadata, int]:
+    """The pages at full resolution, the file's metadata, and how many frames the only page stands for, or 0."""
     notes = []
     full = [page for page in pages if not page.subfiletype & 0b101]  # neither reduced copies nor masks
     if len(full) < len(pages) or any(page.subifds for page in full):
@@ -188,51 +274,31 @@ def _read_pages(path, file, size, pages: list[tifffile.TiffPage], order: str, bi
     metadata = tuple(_page(file, page, order) for page in full)
     kind = description.kind_of(metadata[0].description)
     frames = _hidden_frames(path, first, size, metadata[0].description) if len(pages) == 1 else len(full)
-    height, width = first.shape
-    dtype = np.dtype(first.dtype).newbyteorder(order)
-    gibibytes = frames * height * width * dtype.itemsize / 2**30
-    if gibibytes * 2**30 > _available_memory():
-        raise ImageFileError(
-            f"{path} declares {frames} x {height} x {width} pixels of {dtype.name} ({gibibytes:.1f} GiB): more than "
-            "the free memory of this machine."
-        )
-    for page in full:
-        _check_inflation(path, file, page)
     contiguous = frames > len(full)
-    if contiguous:
-        file.seek(first.dataoffsets[0])
-        array = np.fromfile(file, dtype, frames * height * width).reshape(frames, height, width)
-    elif frames == 1:
-        array = first.asarray().astype(dtype, copy=False).reshape(height, width)
-    else:
-        array = np.empty((frames, height, width), dtype)
-        for index, page in enumerate(full):
-            array[index] = page.asarray().reshape(height, width)
-
     entries = _imagej_entries(file, first, order) if kind == "imagej" else []
-    levels = ome.significant_levels(metadata[0].description.decode("utf-8", "replace")) if kind == "ome" else None
-    if first.bitspersample < 8 * dtype.itemsize and dtype.kind in "ui":
-        bits = first.bitspersample
-        levels = (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        notes.append(f"{bits}-bit packed pixels are written as {dtype.name}, since values may exceed {bits} bits")
+    dtype = np.dtype(first.dtype).newbyteorder(order)
+    levels, note = stated_levels(kind, metadata[0].description, first.bitspersample, dtype)
+    notes += [note] if note else []
     declared = imagej.declared_frames(metadata[0].description) if kind == "imagej" else frames
     if declared != frames:
         notes.append(f"the description states {declared} frames, the file has {frames}")
     if first.compression not in LOSSLESS:
         notes.append(f"{codec_name(first.compression)} is written as deflate, which loses nothing")
-    return Image(
-        array=array,
+    described = Metadata(
         path=Path(path),
+        shape=first.shape if frames == 1 else (frames, *first.shape),
+        dtype=dtype,
         byteorder=order,
         bigtiff=bigtiff,
         kind=kind,
         contiguous=contiguous,
         levels=levels,
-        pages=metadata,
+        pages=metadata * frames if contiguous else metadata,
         imagej=tuple(entries),
         report=description.find_report(kind, metadata[0].description, imagej.get_info(entries, order)),
         notes=tuple(notes),
     )
+    return full, described, frames if contiguous else 0
 
 
 def _check_page(path, page: tifffile.TiffPage, size: int) -> None:
@@ -309,7 +375,7 @@ def _hidden_frames(path, page: tifffile.TiffPage, size: int, text: bytes) -> int
     return 1
 
 
-def _available_memory() -> float:
+def available_memory() -> float:
     """Bytes that can be allocated without swapping, as far as the system says."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:

@@ -1,51 +1,105 @@
-"""Writing TIFF files through tifffile, like a file that was read, whole or not at all (TIFF 6.0; BigTIFF)."""
+"""Writing TIFF files: row by row (`create`), or a whole array (`write`); like a file that was read, or from scratch."""
 
-import math
 import os
-import struct
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from xrk.errors import ImageFileError, InputError, InputTypeError
-from xrk.io import description, imagej
-from xrk.io.atomic import atomic_file, check_target
+from xrk.io import segments
+from xrk.io.atomic import check_target
 from xrk.io.codecs import CODES, LOSSLESS, check_encoder
-from xrk.io.image import Image, Page
-from xrk.io.tiff_reader import DTYPES, SUPPORTED, errors_named
+from xrk.io.image import Image, Metadata, Page
+from xrk.io.sink import Sink
+from xrk.io.tiff_reader import DTYPES, SUPPORTED
 
-__all__ = ["check_writable", "write"]
+__all__ = ["check_writable", "create", "write"]
 
 OTHER_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".dcm", ".h5", ".hdf5", ".npy", ".npz", ".raw", ".edf"}
-SOFTWARE = 305
 
 
-def check_writable(path: str | os.PathLike, like: Image | None = None, *, compression: str | None = None) -> None:
-    """Whether `write` with these arguments can work; to be asked before time is spent on the pixels.
+def create(
+    path: str | os.PathLike,
+    *,
+    like: Any = None,
+    shape: tuple[int, ...] | None = None,
+    dtype: Any = None,
+    tile: tuple[int, int] | None = None,
+    rowsperstrip: int | None = None,
+    compression: str | None = None,
+    predictor: bool | None = None,
+    level: int = 1,
+    byteorder: str | None = None,
+    bigtiff: bool | None = None,
+    resolution: tuple[float, float] | None = None,
+    resolution_unit: str = "none",
+    description: str | None = None,
+    threads: int | None = None,
+) -> Sink:
+    """A TIFF file to be written row by row: ``with xrk.io.create(...) as sink: sink.write(slice(0, 64), rows)``.
 
-    Raises ImageFileError: the folder is missing or closed to writing, the name is that of a folder or of another
-    format, or the compression needs the extra ``codecs``.
+    Args:
+        path: takes the file once it is complete; until then it lies beside it as ``<name>.<random>.partial``, and an
+            older file under this name stays as it is.
+        like: what `xrk.io.open` or `xrk.io.read` gave: the new file has its shape, dtype, byte order, BigTIFF or not,
+            pages, strips or tiles, compression, predictor, resolution, description and text tags, but for what the
+            other arguments say. `Sink.notes` tells what cannot be kept.
+        shape: (H, W), or (N, H, W) for N pages. dtype: one that TIFF files are read in; float64 included.
+        tile: (rows, columns), multiples of 16; or rowsperstrip: rows of a strip. Without both, strips as suits.
+        compression: "none", "deflate", "zstd", "lzw" or "packbits".
+        predictor: differences before compression; by default those of ``like``, else for integers wherever there is a
+            compression (but PackBits).
+        level: of deflate (1 to 12) and zstd (1 to 22). Noise is hardly smaller at more than 1.
+        byteorder: "<" or ">"; by default that of ``like`` or of the dtype. With ``like`` it cannot be another.
+        bigtiff: by default as ``like``, and wherever 4 GB could be exceeded, whatever the pixels.
+        resolution: pixels per unit in x and y; resolution_unit: "none", "inch" or "cm".
+        description: text of the first page; ASCII or UTF-8.
+        threads: that encode at most; by default as many as there are processors, up to 8. The bytes never
+            depend on it.
+
+    Raises:
+        ImageFileError: the file cannot be written there or like that. InputError, InputTypeError: arguments that do
+        not fit together.
     """
-    check_target(path)
-    if Path(path).suffix.lower() in OTHER_SUFFIXES:
-        raise ImageFileError(f"{path} cannot be written: xrk writes TIFF; give the file a name that ends in .tif.")
-    for page in _output_pages(like, compression, like.array.dtype if like else np.dtype("u2")):
-        check_encoder(path, page.compression, page.predictor)
+    like = getattr(like, "metadata", like)  # a Source's, whose own dtype says nothing of the byte order
+    if like is not None:
+        shape = tuple(like.shape) if shape is None else tuple(shape)
+        dtype = like.dtype if dtype is None else dtype
+    if shape is None or dtype is None:
+        raise InputError("create() was given no shape or no dtype; expected both, or like= a file that was read.")
+    shape, dtype = _checked_shape(shape), _checked_dtype(dtype)
+    order = like.byteorder if like is not None else byteorder or dtype.byteorder
+    order = order if order in ("<", ">") else {"little": "<", "big": ">"}[sys.byteorder]
+    if byteorder not in (None, order):
+        raise InputError(f"byteorder={byteorder!r}; expected {'that of like, ' if like is not None else ''}{order!r}.")
+    pages = _output_pages(like, compression, dtype, predictor)
+    changes: dict[str, Any] = {}
+    if tile is not None or rowsperstrip is not None:
+        changes |= {"tile": _checked_tile(tile, rowsperstrip), "rowsperstrip": rowsperstrip}
+    if resolution is not None:
+        changes |= _resolution(resolution, resolution_unit)
+    pages = [replace(page, **changes) for page in pages]
+    if description is not None:
+        pages = [replace(pages[0], description=description.encode()), *pages[1:]]
+        if len(pages) == 1 and len(shape) == 3 and shape[0] > 1:
+            pages.append(replace(pages[0], description=b""))
+    _check_place(path, pages)
+    return Sink(path, shape, dtype.newbyteorder("="), order, pages, like, bigtiff, level, threads)
 
 
 def write(
     path: str | os.PathLike,
     array: np.ndarray,
     *,
-    like: Image | None = None,
+    like: Image | Metadata | None = None,
     report: dict[str, Any] | None = None,
     compression: str | None = None,
 ) -> None:
-    """Write a TIFF file, whole or not at all.
+    """Write a TIFF file, whole or not at all; `create` does the same row by row.
 
     array: (H, W), or (N, H, W) for N pages, of a dtype that `read` gives; byte order as in the array.
     like: an image that was read, of the same shape: the output has its byte order, BigTIFF or not, pages, strips or
@@ -59,84 +113,80 @@ def write(
     or an option that does not fit.
     """
     array = np.asarray(array)
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise InputError(f"a TIFF file takes an array (H, W) or (N, H, W) that is not empty, not one of {array.shape}.")
-    if array.dtype.newbyteorder("=") not in SUPPORTED:
-        raise InputTypeError(f"a TIFF file takes arrays of the dtypes {DTYPES}, not {array.dtype}.")
-    if like is not None and like.array.shape != array.shape:
-        raise InputError(f"an array of shape {array.shape} cannot be written like one of shape {like.array.shape}.")
-    check_writable(path, like, compression=compression)
-
-    order = like.byteorder if like else array.dtype.byteorder
-    order = order if order in "<>" else {"little": "<", "big": ">"}[sys.byteorder]
-    contiguous = like is not None and like.contiguous
-    # Compressed data may be larger than raw, and pages need room. A contiguous stack is addressed by one offset only.
-    large = not contiguous and 1.05 * array.nbytes + 65536 * len(array) >= 2**32
-    pages = _output_pages(like, compression, array.dtype)
-    with (
-        errors_named(path, "cannot be written"),
-        atomic_file(path) as file,
-        tifffile.TiffWriter(file, bigtiff=large or bool(like and like.bigtiff), byteorder=order, ome=False) as writer,
-    ):
-        for index, frame in enumerate([array] if contiguous or array.ndim == 2 else array):
-            page = pages[min(index, len(pages) - 1)]
-            entries = list(like.imagej) if like and index == 0 else []
-            options = _layout(page, frame) | _metadata(page, entries, order, report if index == 0 else None)
-            writer.write(frame, truncate=contiguous, **options)
+    if like is not None and tuple(like.shape) != array.shape:
+        raise InputError(f"an array of shape {array.shape} cannot be written like one of shape {tuple(like.shape)}.")
+    with create(path, like=like, shape=array.shape, dtype=array.dtype, compression=compression) as sink:
+        sink.report = report
+        for page, frame in enumerate(array if array.ndim == 3 else array[None]):
+            sink.write(slice(None), frame, page)
 
 
-def _output_pages(like: Image | None, compression: str | None, dtype: np.dtype) -> list[Page]:
-    """The pages to write: those of `like`, with a codec that loses nothing and a predictor that the dtype allows."""
+def check_writable(path: str | os.PathLike, like: Any = None, *, compression: str | None = None) -> None:
+    """Whether `create` or `write` with these arguments can work; to be asked before time is spent on the pixels.
+
+    Raises ImageFileError: the folder is missing or closed to writing, the name is that of a folder or of another
+    format, or the compression needs a library that is not here.
+    """
+    like = getattr(like, "metadata", like)
+    _check_place(path, _output_pages(like, compression, like.dtype if like is not None else np.dtype("u2")))
+
+
+def _check_place(path: str | os.PathLike, pages: list[Page]) -> None:
+    check_target(path)
+    if Path(path).suffix.lower() in OTHER_SUFFIXES:
+        raise ImageFileError(f"{path} cannot be written: xrk writes TIFF; give the file a name that ends in .tif.")
+    for compression, predictor in {(page.compression, page.predictor) for page in pages}:
+        if not segments.can_encode(compression):
+            check_encoder(path, compression, predictor)
+
+
+def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in shape)
+    if len(sizes) not in (2, 3) or 0 in sizes or min(sizes) < 0 or max(sizes[-2:]) >= 1 << 31:
+        raise InputError(f"a TIFF file takes an array (H, W) or (N, H, W) that is not empty, not one of {sizes}.")
+    return sizes
+
+
+def _checked_dtype(dtype: Any) -> np.dtype:
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or known.newbyteorder("=") not in SUPPORTED:
+        raise InputTypeError(f"a TIFF file takes arrays of the dtypes {DTYPES}, not {dtype}.")
+    return known
+
+
+def _checked_tile(tile: tuple[int, int] | None, rowsperstrip: int | None) -> tuple[int, int] | None:
+    if tile is not None and rowsperstrip is not None:
+        raise InputError("create() was given both tile= and rowsperstrip=; expected one of them.")
+    sides = (16, 16) if tile is None else tuple(tile)
+    if len(sides) != 2 or any(side < 16 or side % 16 or side > 1 << 15 for side in sides):
+        raise InputError(f"tile={tile!r}; expected (rows, columns), multiples of 16 up to {1 << 15}.")
+    if rowsperstrip is not None and rowsperstrip < 1:
+        raise InputError(f"rowsperstrip={rowsperstrip!r}; expected 1 or more.")
+    return None if tile is None else sides
+
+
+def _resolution(resolution: tuple[float, float], unit: str) -> dict[str, Any]:
+    units = {"none": 1, "inch": 2, "cm": 3}
+    if unit not in units:
+        raise InputError(f"resolution_unit={unit!r}; expected one of {', '.join(units)}.")
+    ratios = tuple(Fraction(value).limit_denominator(1 << 16) for value in resolution)
+    if len(ratios) != 2 or not all(0 < ratio.numerator < 1 << 32 for ratio in ratios):
+        raise InputError(f"resolution={resolution!r}; expected pixels per unit in x and y, both above 0.")
+    return {"resolution": tuple((r.numerator, r.denominator) for r in ratios), "resolution_unit": units[unit]}
+
+
+def _output_pages(like: Any, compression: str | None, dtype: np.dtype, predictor: bool | None = None) -> list[Page]:
+    """The pages to write: those of ``like``, with a codec that loses nothing and a predictor that the dtype allows."""
     if compression is not None and compression not in CODES:
         raise InputError(f"compression must be one of {', '.join(CODES)}, not {compression!r}.")
     allowed = 3 if dtype.kind == "f" else 2
     pages = []
-    for page in like.pages if like else [Page(predictor=2)]:
+    for page in like.pages if like is not None else [Page(predictor=2)]:
         kept = page.compression if page.compression in LOSSLESS else CODES["deflate"]
         code = kept if compression is None else CODES[compression]
-        predictor = page.predictor if page.predictor == allowed and code != 1 else 1
-        pages.append(replace(page, compression=code, predictor=predictor))
+        wanted = page.predictor == allowed if predictor is None else predictor
+        pages.append(replace(page, compression=code, predictor=allowed if wanted and code not in (1, 32773) else 1))
     return pages
-
-
-def _layout(page: Page, frame: np.ndarray) -> dict[str, Any]:
-    """TiffWriter.write's arguments for the layout of a page."""
-    options = {
-        "photometric": page.photometric,
-        "compression": page.compression,
-        "predictor": page.predictor,
-        "subfiletype": page.subfiletype,
-        "contiguous": False,
-    }
-    if page.tile:
-        options["tile"] = tuple(math.ceil(side / 16) * 16 for side in page.tile)  # the format asks for multiples of 16
-    elif page.rowsperstrip:
-        options["rowsperstrip"] = min(page.rowsperstrip, frame.shape[-2])
-    return options
-
-
-def _metadata(page: Page, entries: list, order: str, report: dict[str, Any] | None) -> dict[str, Any]:
-    """TiffWriter.write's arguments for the metadata of a page, the report among them."""
-    text = page.description
-    if report is not None:
-        kind = description.kind_of(text)
-        text, info = description.add_report(kind, text, imagej.get_info(entries, order), report)
-        if kind == "imagej":
-            entries = imagej.set_info(entries, info, order)
-    tags = list(page.tags)
-    if entries:
-        counts, data = imagej.write(entries, order)
-        tags += [(imagej.COUNTS, 4, struct.pack(f"{order}{len(counts)}I", *counts)), (imagej.METADATA, 1, data)]
-    if not any(code == SOFTWARE for code, _, _ in tags):
-        tags.append((SOFTWARE, 2, b"xrk"))
-    options: dict[str, Any] = {
-        "metadata": None,
-        "software": False,
-        "extratags": [(code, dtype, None, value, False) for code, dtype, value in tags],
-    }
-    if text:
-        options["description"] = text
-    if page.resolution:
-        options["resolution"] = page.resolution
-        options["resolutionunit"] = page.resolution_unit
-    return options

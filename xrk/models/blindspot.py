@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BlindSpot", "NoiseLine"]
+__all__ = ["BlindSpot", "NoiseLine", "Posterior"]
 
 # The branch of rotation 0 looks up, of 1 to the right, of 2 down, of 3 to the left: the image turned counter-clockwise.
 UP, RIGHT, DOWN, LEFT = range(4)
@@ -177,3 +177,37 @@ class BlindSpot(nn.Module):
         y = conv(conv(torch.cat([_up(y), p1], dim=1), "dec2"), "dec2b")
         y = conv(conv(torch.cat([_up(y), x], dim=1), "dec1a"), "dec1b")
         return _shift(y, rotation, self.spot)
+
+
+class Posterior(nn.Module):
+    """What a blind-spot network's answer and the pixel itself say together, (B, 1, H, W) -> (B, 1, H, W).
+
+    See `xrk.posterior` for the formula. Every operation is local to rows, so that it streams as the network does.
+
+    Args:
+        network: with a standard deviation.
+        line: (slope, intercept, floor) of the noise's variance over the mean, in the network's units, and the least
+            variance of either kind; None for a network with a noise of its own, whose deviation is without it.
+        deviation: give the posterior's standard deviation instead of its mean.
+    """
+
+    def __init__(
+        self, network: BlindSpot, line: tuple[float, float, float] | None = None, deviation: bool = False
+    ) -> None:
+        super().__init__()
+        if network.std is None or (line is None and network.noise is None):
+            raise ValueError("this network does not tell how sure it is of its mean; expected one with a std head")
+        self.network, self.line, self.deviation = network, line, deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = self.network(x).split(1, dim=1)
+        if self.line is None:
+            variance, rest = self.network.noise(mean), std * std
+        else:
+            slope, intercept, floor = self.line
+            variance = (mean * slope + intercept).clamp_min(floor)
+            rest = (std * std - variance).clamp_min(floor)
+        both = variance + rest
+        if self.deviation:
+            return (variance * rest / both).sqrt()
+        return (mean * variance + x * rest) / both

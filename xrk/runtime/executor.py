@@ -15,6 +15,7 @@ from xrk.runtime.graph import Graph, Node, RowLocal, Value
 from xrk.runtime.rows import as_channels_last, layout
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.stores import Rows, rows_of, split
+from xrk.runtime.streaming import Pulled, Pushed, Stream, window
 
 __all__ = ["execute"]
 
@@ -24,11 +25,11 @@ _log = logging.getLogger("xrk")
 def execute(
     graph: Graph,
     passes: Sequence[Pass],
-    x: torch.Tensor,
+    x: torch.Tensor | Stream,
     progress: Callable[[int, int], Any] | None = None,
     shrunk: list[str] | None = None,
 ) -> list[torch.Tensor]:
-    """The outputs of the graph for ``x``, in the order of `Graph.outputs`.
+    """The outputs of the graph for ``x``, in the order of `Graph.outputs`; none where ``x`` is a `Stream`.
 
     ``progress`` is called with (steps done, steps) about a hundred times; what it raises ends the run. Everything is
     allocated here and freed on the way out, whichever way that is.
@@ -51,12 +52,17 @@ def execute(
 
 class _Run:
     def __init__(
-        self, graph: Graph, passes: Sequence[Pass], x: torch.Tensor, progress: Callable[[int, int], Any] | None
+        self,
+        graph: Graph,
+        passes: Sequence[Pass],
+        x: torch.Tensor | Stream,
+        progress: Callable[[int, int], Any] | None,
     ) -> None:
         self.graph, self.passes, self.x, self.progress = graph, passes, x, progress
         self.device = x.device
+        self.stream = x if isinstance(x, Stream) else None
         self.shrunk: list[str] = []
-        self.held: dict[Value, Any] = {graph.input: _settled(x)}
+        self.held: dict[Value, Any] = {} if self.stream else {graph.input: _settled(x)}
         for node in graph.nodes:
             self.held.update((v, v.constant) for v in node.inputs if v.constant is not None)
         self.held.update((v, v.constant) for v in graph.outputs if v.constant is not None)
@@ -71,6 +77,8 @@ class _Run:
             self._pass(p, number)
             for v in p.segment.last_use:
                 self.held.pop(v, None)
+        if self.stream:
+            return []
         # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
         return [self.x.clone() if v is self.graph.input else self.held[v] for v in self.graph.outputs]
 
@@ -165,14 +173,21 @@ class _Attempt:
 
     def _allocate(self) -> None:
         p, held, device, outputs = self.p, self.main.held, self.main.device, self.main.graph.outputs
+        stream = self.main.stream
         for v in p.segment.whole:
-            if v not in held:
+            if v not in held and not (stream and v in outputs):
                 # An output goes to the caller, who expects a contiguous tensor.
                 plain = v in outputs
                 held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device)
         # One block for all line buffers: freed bands between many small ones would leave holes in the heap.
         block, at = torch.empty(p.line_bytes, dtype=torch.uint8, device=device), 0
         for store in p.stores:
+            if stream and store.value is self.main.graph.input:
+                self.stores.append(Pulled(store, window(p, store.value), stream))
+                continue
+            if stream and store.value in outputs:
+                self.stores.append(Pushed(store, stream))
+                continue
             memory = held.get(store.value)
             if store.kind in ("line", "ring"):
                 memory = layout(store.value, store.capacity, device, block[at : at + store.bytes])

@@ -1,7 +1,8 @@
 """From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,10 @@ from xrk.runtime.capture import capture
 from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse
-from xrk.runtime.graph import Graph, RowLocal, Value
+from xrk.runtime.graph import Graph, Node, RowLocal, Value
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import cut
+from xrk.runtime.streaming import Stream, can_stream, lag, window
 from xrk.runtime.whole import _exact
 
 __all__ = ["BANDS", "Plan", "make_plan"]
@@ -50,6 +52,8 @@ class Plan:
         checked: whether the captured graph was compared with the module, and on which size.
         shrunk: a line for every time that memory ran out in the last run, which then went on in lower bands; that run
             is as exact as any other, but not the same bits.
+        streamed: whether `stream` takes the place of `run`; peak_bytes then counts neither input nor output.
+        lag: of a streamed plan the most rows that the input is read ahead of what is yet to be handed on.
     """
 
     shape: tuple[int, int, int, int]
@@ -63,7 +67,13 @@ class Plan:
     budget: int | None
     _graph: Graph = field(repr=False)
     _passes: list[Pass] = field(repr=False)
+    streamed: bool = False
+    lag: int = 0
     shrunk: list[str] = field(default_factory=list)
+
+    def stream(self, stream: Stream, progress: Callable[[int, int], Any] | None = None) -> None:
+        """Runs a streamed plan: from the same rows the same bytes as `run` of one with the same bands."""
+        self._execute(stream, progress)
 
     def run(self, x: torch.Tensor, progress: Callable[[int, int], Any] | None = None) -> Any:
         """What the module gives for ``x``, from the same bytes the same bytes.
@@ -85,13 +95,15 @@ class Plan:
             raise InputError(
                 f"The plan is for {_name(self.dtype)} on {self.device}, got {_name(x.dtype)} on {x.device}."
             )
-        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _exact():
+        return self._graph.structure(self._execute(x, progress))
+
+    def _execute(self, x: torch.Tensor | Stream, progress: Callable[[int, int], Any] | None) -> list[torch.Tensor]:
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _exact():
             shrunk: list[str] = []
             try:
-                outputs = execute(self._graph, self._passes, x, progress, shrunk)
+                return execute(self._graph, self._passes, x, progress, shrunk)
             finally:
                 self.shrunk = shrunk
-        return self._graph.structure(outputs)
 
     def __str__(self) -> str:
         lines = [
@@ -125,8 +137,12 @@ def make_plan(
     dtype: torch.dtype | None = None,
     unknown: str = "refuse",
     band: int | None = None,
+    streamed: bool = False,
 ) -> Plan:
-    """The plan for a module on images of ``shape`` (1, C, H, W); see `xrk.plan`. ``band`` forces the rows at a time."""
+    """The plan for a module on images of ``shape`` (1, C, H, W); see `xrk.plan`. ``band`` forces the rows at a time.
+
+    ``streamed`` asks for a plan whose input is read, and whose output handed on, row by row, where the network allows.
+    """
     shape = _checked_shape(shape)
     _check_module(module)
     if unknown not in ("refuse", "whole"):
@@ -142,11 +158,11 @@ def make_plan(
     module = module_on(module, where)
     with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
         graph = _graph(module, shape, dtype, where, unknown)
-        checked = _check(module, graph, shape, dtype, where, unknown)
+        streamed = streamed and can_stream(graph)
         limit = _free(where) if budget is None else budget
         best = None
         for candidate in _candidates(graph, band):
-            sized = _Sized(graph, candidate)
+            sized = _Sized(graph, candidate, streamed)
             if best is None or sized.peak < best.peak:
                 best = sized
             if sized.peak <= limit:
@@ -159,9 +175,12 @@ def make_plan(
                     f"{_mib(best.peak)}; expected at least memory={best.peak}.",
                     best.peak,
                 )
+        checked = _check(module, graph, shape, dtype, where, unknown)
+        _prepare(graph, best.passes)
     return Plan(
-        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
-    )
+        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes,
+        streamed, lag(best.passes, graph) if streamed else 0,
+    )  # fmt: skip
 
 
 def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
@@ -179,8 +198,9 @@ def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, froz
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]]) -> None:
+    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]], streamed: bool = False) -> None:
         self.band, least, again = candidate
+        self.handed_on = set(graph.outputs) if streamed else set()
         self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
         weights = sum(n.weight_bytes for n in graph.nodes)
         outputs = set(graph.outputs)
@@ -192,10 +212,16 @@ class _Sized:
                 held[node.output] = node.output.bytes
                 self._see(weights, held, outputs, {})
             for v in p.segment.whole:
-                held[v] = v.bytes
+                if v not in self.handed_on:
+                    held[v] = v.bytes
             for node in p.segment.summaries:
                 held[node.output] = max(node.output.bytes, node.operator.state_bytes)
-            self._see(weights, held, outputs, {"line buffers": p.line_bytes, "bands and scratch": p.peak})
+            here = {"line buffers": p.line_bytes, "bands and scratch": p.peak}
+            if streamed:
+                # The rows that are kept, a copy where they move, one band as it is read and one as it is handed on.
+                rows = 2 * window(p, graph.input).capacity + 2 * self.band
+                here["input's rows"] = graph.input.bytes_of(min(rows, 2 * graph.input.rows))
+            self._see(weights, held, outputs, here)
             for v in p.segment.last_use:
                 held.pop(v, None)
         once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
@@ -221,8 +247,18 @@ def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.devi
     fuse(graph)
     for node in graph.nodes:
         node.home = device
-        node.prepare()
     return graph
+
+
+def _prepare(graph: Graph, passes: Sequence[Pass]) -> None:
+    heights: dict[Node, Counter[int]] = {}
+    for p in passes:
+        for step in p.steps:
+            heights.setdefault(step.node, Counter())[step.r1 - step.r0] += 1
+    for node in graph.nodes:
+        if isinstance(node, RowLocal):
+            node.heights = heights.get(node, {})
+        node.prepare()
 
 
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:
@@ -242,13 +278,11 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
             expected = module(x.clone())
         except Exception:
             continue  # too small for the network; the sizes grow
-        again = capture(module, small, dtype, device, unknown)
-        fuse(again)
+        again = _graph(module, small, dtype, device, unknown)
         if [n.label for n in again.nodes] != [n.label for n in graph.nodes]:
             continue  # it does other things on a smaller image
-        for node, prepared in zip(again.nodes, graph.nodes, strict=True):
-            node.home = device
-            node.adopt(prepared)
+        for node in again.nodes:
+            node.prepare()
         passes = [schedule(s, max(1, size[0] // 3)) for s in cut(again)]
         found = again.structure(execute(again, passes, x))
         wanted, got = (torch.utils._pytree.tree_leaves(t) for t in (expected, found))

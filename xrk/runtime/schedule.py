@@ -173,7 +173,7 @@ class _Run:
             reader.inputs.append((i, store, made_by))
             if made_by is None:
                 continue
-            if i == 0 and isinstance(node, RowLocal):
+            if isinstance(node, RowLocal) and i in node.bordered:
                 store.border = max(store.border, node.border)
             reader.keep[i] = reader.need(i, 0, rows)[0]
             made_by.readers.append((reader, i))

@@ -1,10 +1,6 @@
-"""Inputs of the scans from a seed, the public module that they are from, and Triton's interpreter for their kernels."""
+"""Inputs of the scans from a seed, and the public module that they are from."""
 
-import os
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,19 +85,3 @@ def _public_module_error(fixture, scan, images=2):
 def public_module_error(shared_data):
     fixture = shared_data / "fixtures" / "ss2d_48.npz"
     return lambda scan: _public_module_error(fixture, scan)
-
-
-@pytest.fixture(scope="session")
-def interpreted():
-    """Runs a function of interpreted_scans.py, in a process in which Triton interprets its kernels."""
-    pytest.importorskip("triton")
-
-    def run(what, *arguments):
-        script = Path(__file__).with_name("interpreted_scans.py")
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}  # read when Triton is imported
-        command = [sys.executable, str(script), what, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.split("\n")[-2] == "all equal"
-
-    return run

@@ -77,7 +77,7 @@ def test_the_native_map_has_a_dtype_of_its_own(make_ss2d):
 @pytest.mark.parametrize("path", ["native", "reference", "triton"])
 def test_the_public_module_is_reproduced(shared_data, public_module_error, interpreted, path):
     if path == "triton":
-        interpreted("public_module", shared_data / "fixtures" / "ss2d_48.npz")
+        interpreted("scan/interpreted_scans.py", "public_module", shared_data / "fixtures" / "ss2d_48.npz")
         return
     scan = kernels.selective_scan_2d if path == "native" else reference.selective_scan_2d_reference
     assert public_module_error(scan) < 1e-5

@@ -6,9 +6,9 @@ from xrk.kernels import dispatch
 from xrk.kernels.scan import launch, selective_scan_2d
 
 
-@pytest.mark.parametrize("what", ["image", "sequence", "bands"])
+@pytest.mark.parametrize("what", ["image", "sequence", "gradients", "bands"])
 def test_the_interpreted_kernels_are_the_definition(interpreted, what):
-    interpreted(what)
+    interpreted("scan/interpreted_scans.py", what)
 
 
 def test_float64_on_cuda_is_the_reference_with_one_warning(monkeypatch):

@@ -1,0 +1,143 @@
+// Decoded segments, kept as long as a budget of bytes allows: windows that overlap decode what they share once.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+#include <vector>
+
+namespace xrk::tiff {
+
+// Memory for one decoded segment.
+class Block {
+ public:
+  explicit Block(std::size_t bytes) : data_(static_cast<unsigned char*>(std::malloc(bytes))), bytes_(bytes) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  ~Block() { std::free(data_); }
+
+  unsigned char* data() { return data_; }
+  const unsigned char* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  unsigned char* data_;
+  std::size_t bytes_;
+};
+
+using BlockPointer = std::shared_ptr<Block>;
+
+class Cache {
+ public:
+  struct Key {
+    std::uint64_t page, segment;
+    bool operator==(const Key& other) const { return page == other.page && segment == other.segment; }
+  };
+
+  explicit Cache(std::uint64_t budget) : budget_(budget) {}
+
+  // The block under this key. Where there is none, make(spare) makes it, once, however many threads ask at the same
+  // time; `spare` is a block that nobody needs any more, or null. What `make` throws goes to the thread that called it;
+  // the others then try for themselves.
+  template <typename Make>
+  BlockPointer get(const Key& key, const Make& make) {
+    BlockPointer spare;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      for (;;) {
+        const auto found = places_.find(key);
+        if (found == places_.end()) break;
+        if (found->second->block) {
+          kept_.splice(kept_.begin(), kept_, found->second);
+          return found->second->block;
+        }
+        made_.wait(lock);
+      }
+      kept_.push_front({key, nullptr});
+      try {
+        places_[key] = kept_.begin();
+      } catch (...) {
+        kept_.pop_front();
+        throw;
+      }
+      if (!spare_.empty()) {
+        spare = std::move(spare_.back());
+        spare_.pop_back();
+      }
+    }
+    BlockPointer block;
+    try {
+      block = make(std::move(spare));
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = places_.find(key);
+      kept_.erase(found->second);
+      places_.erase(found);
+      made_.notify_all();
+      throw;
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = places_.find(key);
+    found->second->block = block;
+    bytes_ += block->bytes();
+    shrink(key);
+    made_.notify_all();
+    return block;
+  }
+
+  std::uint64_t bytes() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return bytes_;
+  }
+
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto at = kept_.begin(); at != kept_.end();) at = at->block ? drop(at) : std::next(at);
+    spare_.clear();
+  }
+
+ private:
+  struct Kept {
+    Key key;
+    BlockPointer block;  // null while it is made
+  };
+  struct Hash {
+    std::size_t operator()(const Key& key) const {
+      return static_cast<std::size_t>((key.page * 0x9e3779b97f4a7c15u) ^ (key.segment * 0xc2b2ae3d27d4eb4fu));
+    }
+  };
+
+  // Lets go of the blocks that were not asked for the longest, never of the one that was just made: one alone may be
+  // larger than the budget, and would be decoded again for every window.
+  void shrink(const Key& newest) {
+    for (auto at = kept_.end(); bytes_ > budget_ && at != kept_.begin();) {
+      --at;
+      if (at->block && !(at->key == newest)) at = drop(at);
+    }
+  }
+
+  std::list<Kept>::iterator drop(std::list<Kept>::iterator at) {
+    bytes_ -= at->block->bytes();
+    places_.erase(at->key);
+    // Its pages are in memory already: the next block of this size need not ask the system for others.
+    if (spare_.size() < 4 && at->block.use_count() == 1) spare_.push_back(std::move(at->block));
+    return kept_.erase(at);
+  }
+
+  const std::uint64_t budget_;
+  mutable std::mutex mutex_;
+  std::condition_variable made_;
+  std::list<Kept> kept_;  // the last one asked for first
+  std::unordered_map<Key, std::list<Kept>::iterator, Hash> places_;
+  std::vector<BlockPointer> spare_;
+  std::uint64_t bytes_ = 0;
+};
+
+}  // namespace xrk::tiff

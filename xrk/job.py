@@ -1,0 +1,288 @@
+"""One call of the front door, checked and run: image in bands, through a network, out in bands."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import xrk
+from xrk import arrays, io, loading, radiograph
+from xrk.bands import Frames, InOrder, Pixels
+from xrk.errors import InputError, InputTypeError
+from xrk.network import Network, make_domain
+from xrk.noise import NoiseModel, estimate_noise
+from xrk.noise_line import OnDemand
+from xrk.report import FrameReport, Report, ResidualStatistics
+from xrk.runtime.budget import parse_memory
+from xrk.runtime.device import describe_device
+from xrk.runtime.frames import group_rows
+
+__all__ = ["READ_CACHE", "Job", "pixels_of", "prepare"]
+
+READ_CACHE = 32 << 20  # bytes of decoded strips and tiles: most are read once, and whole
+Levels = tuple[float, float]
+
+
+def prepare(
+    pixels: Pixels,
+    model: Any,
+    *,
+    levels: Levels | None,
+    noise: NoiseModel | str | None,
+    mask: Any,
+    memory: int | str | None,
+    device: torch.device,
+    runtime: str,
+    stated_levels: Levels | None = None,
+    offset: float | None = None,
+) -> "Job":
+    radiograph.check_shape(pixels.shape)
+    radiograph.check_dtype(pixels.dtype)
+    if mask is not None:
+        checked = radiograph.check_mask(arrays.host_array(mask, "mask"), pixels.shape)
+        pixels = replace(pixels, masks=(*pixels.masks, checked))
+    if not (noise is None or isinstance(noise, NoiseModel) or (isinstance(noise, str) and noise == "off")):
+        kind = InputError if isinstance(noise, str) else InputTypeError
+        raise kind(f'noise={noise!r}; expected None (what the model asks for), an xrk.NoiseModel, or "off".')
+    if runtime not in ("bands", "whole"):
+        raise InputError(f'runtime={runtime!r}; expected "bands" or "whole".')
+    budget = parse_memory(memory)
+    known = levels if levels is not None else stated_levels
+    whole = Frames(pixels, group_rows(pixels.shape[-1]))
+    try:
+        resolved = radiograph.resolve_levels(known, pixels.dtype, whole.valid())
+    finally:
+        whole.close()
+    if known is not None:
+        source = "given" if levels is not None else "file"
+    else:
+        source = "unit range" if pixels.dtype.kind == "f" else "range of the dtype"
+    if offset is None and levels is not None:
+        offset = resolved[0]
+    return Job(pixels, _model(model), resolved, source, noise, offset, budget, device, runtime)
+
+
+def pixels_of(image: "arrays.Incoming | io.Source") -> Pixels:
+    """Where the pixels of an array or of an opened file come from."""
+    if isinstance(image, io.Source):
+        return Pixels(
+            tuple(image.shape), image.metadata.dtype,
+            lambda frame, a, b: image.read(slice(a, b), slice(None), frame), ahead=True,
+        )  # fmt: skip
+    last: list[Any] = [None, None]
+
+    def read(frame: int, a: int, b: int) -> np.ndarray:
+        if last[0] != frame:  # one copy of a frame at most, where it is not as it should be
+            last[:] = frame, image.frame(frame)
+        return last[1][a:b]
+
+    return Pixels(image.shape, image.dtype, read, masks=() if image.mask is None else (image.mask,))
+
+
+def _model(model: Any) -> loading.Model:
+    if isinstance(model, str | os.PathLike):
+        model = loading.load(model)
+    if not isinstance(model, loading.Model):
+        raise InputTypeError(
+            f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, or what xrk.load gave."
+        )
+    if model.card.output_scale > 1:
+        raise InputError(
+            f"{model.card.name} magnifies {model.card.output_scale:g} times, and an enhanced frame keeps its size; "
+            "call the network itself, xrk.load(path).module."
+        )
+    if any(part.training for part in model.module.modules()):
+        raise InputError(f"The module of {model.card.name} is in training mode; call .eval() on it first.")
+    dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point()}
+    if not dtypes <= {torch.float32} and dtypes != {torch.float64}:
+        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+        raise InputTypeError(f"The weights of {model.card.name} are {names}; expected float32 (or float64) throughout.")
+    return model
+
+
+Put = Callable[[int, slice, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call, checked and ready to run."""
+
+    pixels: Pixels
+    model: loading.Model
+    levels: Levels
+    levels_source: str
+    noise: NoiseModel | str | None
+    offset: float | None  # counts without exposure, where the caller knows them
+    memory: int | None
+    device: torch.device
+    runtime: str
+    clipped: dict[tuple[int, int], int] = field(default_factory=dict)  # pixels that the correction clipped, in parts
+
+    def run(
+        self, put: Put, tell: Callable[[int, int], Any], held: int, *, statistics: bool,
+        seen: Put | None = None,
+    ) -> tuple[list[FrameReport], str]:  # fmt: skip
+        """Enhances all frames.
+
+        put: takes (frame, rows, their pixels in the machine's byte order), from the top down, in one thread.
+        tell: is called with (frames done, 0), and between two frames with the rows done of the next one.
+        held: the most bytes that ``put`` keeps. seen: takes the rows before they are enhanced, as ``put`` does.
+        """
+        described = []
+        height, width = self.pixels.shape[-2:]
+        held += self._beside()
+        network = Network(
+            self.model, self.device, (height, width), self.memory, held, self.runtime, self._group_bytes()
+        )
+        frames = Frames(self.pixels, network.run.group, network.groups, self.clipped)
+        try:
+            for i in range(self.pixels.count):
+                described.append(self._frame(i, frames, network, put, tell, statistics, seen))
+                tell(i + 1, 0)
+        finally:
+            frames.close()
+        return described, network.run.description
+
+    def _group_bytes(self) -> int:
+        """What one group of rows takes that was read: counts, invalid pixels and fillings."""
+        width, item = self.pixels.shape[-1], self.pixels.dtype.itemsize
+        masked = self.pixels.has_invalid
+        kept = (2 * item + 1 if masked else item) if self.pixels.ahead or masked else 0
+        return kept * width * group_rows(width)
+
+    def _beside(self) -> int:
+        """Bytes that the call holds beside what the network's plan counts: at most this, whatever the frame."""
+        pixels = self.pixels
+        height, width = pixels.shape[-2:]
+        item, rows = pixels.dtype.itemsize, group_rows(pixels.shape[-1])
+        held = 16 * rows * width  # a group as the network sees it, twice, and two as it gave them
+        held += (64 + 2 * item) * rows * width  # what is worked on at a time, in float64
+        if pixels.ahead:
+            held += READ_CACHE
+        else:
+            held += 2 * item * height * width  # a frame that is not as it should be is copied
+        if pixels.bad is not None:
+            held += height * width
+        if pixels.correction is not None:
+            held += 17 * height * width + 24 * rows * width
+        return held
+
+    def _frame(
+        self,
+        i: int,
+        frames: Frames,
+        network: Network,
+        put: Put,
+        tell: Callable[[int, int], Any],
+        statistics: bool,
+        seen,
+    ) -> FrameReport:
+        """Enhances frame ``i``."""
+        height, width = self.pixels.shape[-2:]
+        if frames.all_invalid(i):
+            for rows in frames.groups():
+                counts = frames.counts(i, rows.start, rows.stop)
+                if seen is not None:
+                    seen(i, rows, counts)
+                put(i, rows, counts)
+            return FrameReport(None, 0, height * width, None)
+        noise = self._noise(i, frames)
+        domain = make_domain(network.card.domain, self.levels, noise, torch.get_num_threads())
+        residual = ResidualStatistics(noise)
+        clipped = invalid = 0
+
+        def finish(rows: slice, answer: np.ndarray) -> None:
+            nonlocal clipped, invalid
+            band = frames.band(i, rows.start, rows.stop)
+            before, after = domain.change(band.filled, answer)
+            if band.invalid is not None:
+                after[band.invalid] = before[band.invalid]
+            out = np.empty(band.filled.shape, band.filled.dtype)
+            clipped += radiograph.apply_residual(band.filled, before, after, domain.scale, out, domain.threads)
+            if statistics:
+                residual.add(band.filled, out, band.invalid)
+            if band.invalid is not None:
+                out[band.invalid] = band.counts[band.invalid]
+                invalid += int(np.count_nonzero(band.invalid))
+            if seen is not None:
+                seen(i, rows, band.counts)
+            put(i, rows, out)
+
+        with InOrder(self.pixels.ahead) as finishing:
+
+            def give(rows: slice, answer: np.ndarray) -> None:
+                finishing.do(finish, rows, answer)
+                if rows.stop < height:
+                    tell(i, rows.stop)
+
+            network(lambda a, b: domain.before(frames.band(i, a, b).filled), give)
+            finishing.finish()
+        return FrameReport(
+            None if noise is None else noise.to_dict(), clipped, invalid, residual.result() if statistics else None
+        )
+
+    def _noise(self, i: int, frames: Frames) -> NoiseModel | None:
+        if isinstance(self.noise, NoiseModel):
+            return self.noise
+        if self.noise == "off" or self.model.card.noise == "none":
+            return None
+        shape = self.pixels.shape[-2:]
+        if not self.pixels.ahead:
+            return estimate_noise(frames.counts(i, 0, shape[0]), self.offset, mask=frames.unknown(i, 0, shape[0]))
+        counts = OnDemand(shape, self.pixels.dtype.newbyteorder("="), lambda a, b: frames.counts(i, a, b))
+        mask = None
+        if self.pixels.has_invalid:
+
+            def invalid(a: int, b: int) -> np.ndarray:
+                found = frames.unknown(i, a, b)
+                return np.zeros((b - a, shape[1]), bool) if found is None else found
+
+            mask = OnDemand(shape, np.dtype(bool), invalid)
+        return estimate_noise(counts, self.offset, mask=mask)
+
+    def report(
+        self,
+        frames: list[FrameReport],
+        plan: str,
+        started: float,
+        file: dict[str, Any] | None = None,
+        notes: Iterable[str] = (),
+    ) -> Report:
+        card, image = self.model.card, self.pixels
+        warnings = list(notes)
+        untouched = [i for i, frame in enumerate(frames) if frame.residual is None]
+        warnings += [f"Frame {i}: every pixel is invalid; returned as it was." for i in untouched]
+        for i, frame in enumerate(frames):
+            if not isinstance(self.noise, NoiseModel) and frame.noise is not None and frame.noise["gain"] == 0.0:
+                warnings.append(f"Frame {i}: no quantum noise was found; {frame.noise['source']}.")
+        if self.noise == "off" and card.domain == "stabilised":
+            warnings.append(f"{card.name} was trained on stabilised counts and ran without a noise model.")
+        return Report(
+            model=card.name,
+            architecture=card.architecture,
+            domain=card.domain,
+            weights_sha256=card.sha256,
+            shape=image.shape,
+            dtype=image.dtype.str,
+            levels=self.levels,
+            levels_source=self.levels_source,
+            frames=frames,
+            device=describe_device(self.device),
+            kernels=radiograph.kernel_path(),
+            plan=plan,
+            memory=self.memory,
+            versions={
+                "xrk": xrk.__version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            seconds=time.perf_counter() - started,
+            warnings=warnings,
+            file=file,
+        )

@@ -1,0 +1,130 @@
+"""What a network sees of the counts of a frame, its run on them, and what becomes of its answer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from xrk import loading, radiograph
+from xrk.errors import InputError, MemoryBudgetError
+from xrk.noise import NoiseModel
+from xrk.runtime.device import describe_device, module_on
+from xrk.runtime.frames import FrameRunner
+
+__all__ = ["Domain", "Network", "make_domain"]
+
+Levels = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What the network sees of a frame, and what becomes of its answer: frame + (after - before) * scale."""
+
+    noise: NoiseModel | None  # None: plain normalised counts
+    shift: float
+    unit: float  # the network's values are (v - shift) / unit, v counts or stabilised counts
+    plain: bool  # stabilised counts as they are
+    threads: int
+
+    @property
+    def scale(self) -> float:
+        return self.unit if self.noise is None else 1.0
+
+    def before(self, counts: np.ndarray) -> np.ndarray:
+        """What the network is given of these rows, float32."""
+        if self.noise is None:
+            return radiograph.normalise(counts, self.shift, 1.0 / self.unit, self.threads)
+        if self.plain:
+            return self.noise.stabilise(counts, np.float32)
+        return radiograph.normalise(self.noise.stabilise(counts, np.float64), self.shift, 1.0 / self.unit, self.threads)
+
+    def change(self, counts: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(before, after) of the same rows, both float32 or both float64; ``answer`` may be written over."""
+        if self.noise is None:
+            return self.before(counts).astype(answer.dtype, copy=False), answer
+        stabilised = answer if self.plain else answer.astype(np.float64) * self.unit + self.shift
+        return counts.astype(np.float64), self.noise.unstabilise(stabilised, np.float64)
+
+
+def make_domain(domain: str, levels: Levels, noise: NoiseModel | None, threads: int) -> Domain:
+    black, white = levels
+    low, high = (-1.0, 1.0) if domain == "symmetric" else (0.0, 1.0)
+    if noise is None:
+        unit = (white - black) / (high - low)
+        return Domain(None, black - low * unit, unit, False, threads)
+    if domain == "stabilised":
+        return Domain(noise, 0.0, 1.0, True, threads)
+    # Stabilised counts span hundreds of noise sigmas: the images of the levels become the range the network knows.
+    dark, bright = (float(v) for v in noise.stabilise(np.array([black, white])))
+    if not bright > dark:
+        raise InputError(
+            f"The white level {white:g} is not above the noise model's offset {noise.offset:g}; "
+            "expected levels and a noise model of the same image."
+        )
+    unit = (bright - dark) / (high - low)
+    return Domain(noise, dark - low * unit, unit, False, threads)
+
+
+class Network:
+    """A model on its device, for frames of one size in numpy."""
+
+    def __init__(
+        self,
+        model: loading.Model,
+        device: torch.device,
+        shape: tuple[int, int],
+        memory: int | None,
+        beside: int,
+        runtime: str,
+        group_bytes: int,
+    ) -> None:
+        self.card = model.card
+        self.device = device
+        module = module_on(model.module, device)
+        options = {
+            "size_multiple": self.card.size_multiple, "output_scale": self.card.output_scale, "memory": memory,
+            "whole": runtime == "whole",
+        }  # fmt: skip
+        # Rows that were read are wanted again with the network's answer: how far that lags behind is known once it is
+        # planned. Up to three groups more wait for the thread that takes the answers, and one is read ahead.
+        groups = 7
+        while True:
+            self.run = FrameRunner(module, shape, beside=beside + groups * group_bytes, **options)
+            self.groups = min(-(-self.run.lag // self.run.group) + 6, -(-shape[0] // self.run.group) + 1)
+            if memory is None or self.groups <= groups:
+                return
+            groups = self.groups
+
+    def __call__(self, read: Callable[[int, int], np.ndarray], write: Callable[[slice, np.ndarray], None]) -> None:
+        """Runs the network on one frame.
+
+        read: (first, end) -> those rows (rows, W), float32, in the network's range. write: takes rows of the answer
+        from the top down, of the module's own dtype, all finite.
+        """
+        run, low, high = self.run, math.inf, -math.inf
+
+        def rows(a: int, b: int) -> torch.Tensor:
+            nonlocal low, high
+            v = read(a, b)
+            low, high = min(low, float(v.min())), max(high, float(v.max()))
+            return torch.from_numpy(v).to(self.device, run.dtype)
+
+        def give(where: slice, part: torch.Tensor) -> None:
+            if not torch.isfinite(part).all():
+                bad = int((~torch.isfinite(part)).sum())
+                raise InputError(
+                    f"The network's output is not finite at {bad} of {part.numel()} pixels, in the rows {where.start} "
+                    f"to {where.stop}; its input lay between {low:g} and {high:g}: expected levels near the image's "
+                    "values (are there fill values that a mask should name?)."
+                )
+            write(where, np.ascontiguousarray(part.to("cpu", run.dtype).numpy()))
+
+        try:
+            run.run(rows, give)
+        except torch.OutOfMemoryError as error:
+            raise MemoryBudgetError(
+                f"The frame {run.shape} does not fit on {describe_device(self.device)}; "
+                'pass device="cpu", or memory= with what is free there.'
+            ) from error
