@@ -41,6 +41,7 @@ _HOME = {
     "Calibration": "calibration",
     "Model": "loading",
     "NoiseModel": "noise",
+    "adapt": "training.adaptation",
     "calibrate": "calibration",
     "compare": "comparison",
     "enhance": "enhancement",
@@ -60,6 +61,7 @@ __all__ = [
     "Model",
     "NoiseModel",
     "__version__",
+    "adapt",
     "calibrate",
     "compare",
     "enhance",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from xrk.loading import Model, list_models, load
     from xrk.noise import NoiseModel, estimate_noise
     from xrk.planning import plan
+    from xrk.training.adaptation import adapt
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import xrk
 from xrk import arrays, io, loading, radiograph
 from xrk.bands import Frames, InOrder, Pixels
 from xrk.errors import InputError, InputTypeError
-from xrk.network import Network, make_domain
+from xrk.network import Domain, Network, make_domain
 from xrk.noise import NoiseModel, estimate_noise
 from xrk.noise_line import OnDemand
 from xrk.report import FrameReport, Report, ResidualStatistics
@@ -192,7 +192,18 @@ class Job:
                 put(i, rows, counts)
             return FrameReport(None, 0, height * width, None)
         noise = self._noise(i, frames)
-        domain = make_domain(network.card.domain, self.levels, noise, torch.get_num_threads())
+        told = None if noise is None else noise.to_dict()
+        threads = torch.get_num_threads()
+        if network.fits:
+            domain = make_domain(network.card.domain, self.levels, None, threads)
+            if self.noise != "off":
+                line = network.fit(
+                    lambda a, b: domain.before(frames.band(i, a, b).filled), *self._line(domain.unit, noise)
+                )
+                noise = _counted(line, domain) if noise is None else noise
+                told = None if noise is None else noise.to_dict()
+        else:
+            domain = make_domain(network.card.domain, self.levels, noise, threads)
         residual = ResidualStatistics(noise)
         clipped = invalid = 0
 
@@ -222,14 +233,21 @@ class Job:
 
             network(lambda a, b: domain.before(frames.band(i, a, b).filled), give)
             finishing.finish()
-        return FrameReport(
-            None if noise is None else noise.to_dict(), clipped, invalid, residual.result() if statistics else None
-        )
+        return FrameReport(told, clipped, invalid, residual.result() if statistics else None)
+
+    def _line(self, unit: float, noise: NoiseModel | None) -> tuple[tuple[float, float] | None, float]:
+        """Slope and intercept of the noise's variance in units of ``unit`` counts, where it is given, and its floor."""
+        quantum = 1.0 if self.pixels.dtype.kind in "iu" else 2.0**-20 * unit
+        floor = (quantum / unit) ** 2 / 12  # of the rounding to counts
+        if noise is None:
+            return None, floor
+        black = self.levels[0]
+        return (noise.gain / unit, (noise.gain * black + noise.intercept) / unit**2), floor
 
     def _noise(self, i: int, frames: Frames) -> NoiseModel | None:
         if isinstance(self.noise, NoiseModel):
             return self.noise
-        if self.noise == "off" or self.model.card.noise == "none":
+        if self.noise == "off" or self.model.card.noise in ("none", "fit"):
             return None
         shape = self.pixels.shape[-2:]
         if not self.pixels.ahead:
@@ -286,3 +304,14 @@ class Job:
             warnings=warnings,
             file=file,
         )
+
+
+def _counted(line: tuple[float, float, float] | None, domain: Domain) -> NoiseModel | None:
+    """A fitted line of the noise's variance as a noise model in counts, where it rises."""
+    if line is None or line[0] <= 0:
+        return None
+    slope, intercept, _ = line
+    gain, constant = slope * domain.unit, intercept * domain.unit**2 - slope * domain.unit * domain.shift
+    read = max(constant, 0.0) ** 0.5
+    offset = -min(constant, 0.0) / gain
+    return NoiseModel(gain, offset, read, "fitted to the frame and the network's mean of it")

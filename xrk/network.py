@@ -1,5 +1,6 @@
 """What a network sees of the counts of a frame, its run on them, and what becomes of its answer."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ import torch
 
 from xrk import loading, radiograph
 from xrk.errors import InputError, MemoryBudgetError
+from xrk.models.blindspot import BlindSpot, Mean, Posterior
 from xrk.noise import NoiseModel
+from xrk.posterior import fit_noise
 from xrk.runtime.device import describe_device, module_on
 from xrk.runtime.frames import FrameRunner
 
@@ -67,8 +70,17 @@ def make_domain(domain: str, levels: Levels, noise: NoiseModel | None, threads: 
     return Domain(noise, dark - low * unit, unit, False, threads)
 
 
+# An integrator's loop asks for the same network again and again, and what is planned is kept with it.
+_mean = functools.lru_cache(maxsize=2)(Mean)
+_posterior = functools.lru_cache(maxsize=4)(Posterior)
+
+
 class Network:
-    """A model on its device, for frames of one size in numpy."""
+    """A model on its device, for frames of one size in numpy.
+
+    Of a blind-spot network it is the posterior mean that runs, which the pixel itself has a say in. Where the noise in
+    it is to be fitted (`fits`), `fit` comes before each frame.
+    """
 
     def __init__(
         self,
@@ -83,6 +95,11 @@ class Network:
         self.card = model.card
         self.device = device
         module = module_on(model.module, device)
+        self.fits = self.card.noise == "fit" and isinstance(module, BlindSpot) and module.noise is None
+        if isinstance(module, BlindSpot):
+            self._blind = module
+            answers = not self.fits and module.std is not None and module.noise is not None
+            module = _posterior(module) if answers else _mean(module)
         options = {
             "size_multiple": self.card.size_multiple, "output_scale": self.card.output_scale, "memory": memory,
             "whole": runtime == "whole",
@@ -90,12 +107,43 @@ class Network:
         # Rows that were read are wanted again with the network's answer: how far that lags behind is known once it is
         # planned. Up to three groups more wait for the thread that takes the answers, and one is read ahead.
         groups = 7
+        if self.fits:  # the mean's weights in the plan's layout lie there beside the posterior's
+            beside += sum(p.numel() * p.element_size() for p in module.parameters())
         while True:
-            self.run = FrameRunner(module, shape, beside=beside + groups * group_bytes, **options)
+            self._plan = functools.partial(FrameRunner, shape=shape, beside=beside + groups * group_bytes, **options)
+            self.run = self._plan(module)
             self.groups = min(-(-self.run.lag // self.run.group) + 6, -(-shape[0] // self.run.group) + 1)
             if memory is None or self.groups <= groups:
                 return
             groups = self.groups
+
+    def fit(
+        self, read: Callable[[int, int], np.ndarray], line: tuple[float, float] | None, floor: float
+    ) -> tuple[float, float, float] | None:
+        """Makes the answer the posterior mean of this frame; returns (slope, intercept, floor) of the noise's variance.
+
+        read: as for a call. line: (slope, intercept) where the noise is known; by default it is fitted to the frame
+        and the network's mean of it, which costs a run of its own. None where the network has no deviation.
+        """
+        if self._blind.std is None:
+            return None
+        if line is None:
+            # The same pixels whatever the plan: whole rows, evenly spread, about a hundred thousand.
+            height, width = self.run.shape
+            chosen = np.unique(np.linspace(0, height - 1, max(1, min(height, (1 << 17) // width))).astype(int))
+            seen, mean = [], []
+
+            def take(rows: slice, answer: np.ndarray) -> None:
+                here = chosen[(chosen >= rows.start) & (chosen < rows.stop)]
+                mean.append(answer[here - rows.start])
+                seen.extend(read(int(row), int(row) + 1)[0].copy() for row in here)
+
+            self.run = self._plan(_mean(self._blind))
+            self(read, take)
+            found = fit_noise(np.stack(seen), np.concatenate(mean), floor=floor)
+            line = found.slope, found.intercept
+        self.run = self._plan(_posterior(self._blind, (*line, floor)))
+        return (*line, floor)
 
     def __call__(self, read: Callable[[int, int], np.ndarray], write: Callable[[slice, np.ndarray], None]) -> None:
         """Runs the network on one frame.

@@ -22,7 +22,7 @@ _Array = NDArray[np.floating]
 
 # Pixels that the fit looks at: their error in a and b is far below the noise's own, and a frame of any size takes the
 # same time.
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def fit_noise(pixels: _Array, mean: _Array, *, floor: float, compat: bool = Fals
         variance = np.maximum(line[0] * m + line[1], floor)
         return float(np.mean(squared / variance + np.log(variance)))
 
-    slope, intercept = _simplex(cost, np.array([0.01, 0.0]), 1e-4 if compat else 1e-7)
+    slope, intercept = _simplex(cost, np.array([0.01, 0.0]), 1e-4 if compat else 1e-12)
     return NoiseFit(float(slope), float(intercept), floor)
 
 

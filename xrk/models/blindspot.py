@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BlindSpot", "NoiseLine", "Posterior"]
+__all__ = ["BlindSpot", "Mean", "NoiseLine", "Posterior"]
 
 # The branch of rotation 0 looks up, of 1 to the right, of 2 down, of 3 to the left: the image turned counter-clockwise.
 UP, RIGHT, DOWN, LEFT = range(4)
@@ -179,6 +179,18 @@ class BlindSpot(nn.Module):
         return _shift(y, rotation, self.spot)
 
 
+class Mean(nn.Module):
+    """The mean alone of a blind-spot network, (B, in_channels, H, W) -> (B, 1, H, W): the pixel itself has no say."""
+
+    def __init__(self, network: BlindSpot) -> None:
+        super().__init__()
+        self.network = network
+        self.train(network.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[:, :1]
+
+
 class Posterior(nn.Module):
     """What a blind-spot network's answer and the pixel itself say together, (B, 1, H, W) -> (B, 1, H, W).
 
@@ -198,6 +210,7 @@ class Posterior(nn.Module):
         if network.std is None or (line is None and network.noise is None):
             raise ValueError("this network does not tell how sure it is of its mean; expected one with a std head")
         self.network, self.line, self.deviation = network, line, deviation
+        self.train(network.training)
 
     def forward(self, x: Tensor) -> Tensor:
         mean, std = self.network(x).split(1, dim=1)

@@ -1,0 +1,99 @@
+"""Blind-spot networks through the front door: the posterior of every pixel, streamed, against numpy on whole maps."""
+
+import numpy as np
+import pytest
+import torch
+
+import xrk
+from xrk.loading import Model
+from xrk.models import BlindSpot, Card
+from xrk.posterior import combine, fit_noise, without_noise
+
+
+def model(noise_handling, domain, **options):
+    """A network that is not trained, but says something near the frame: its last layer is scaled down."""
+    torch.manual_seed(2)
+    network = BlindSpot(features=4, **options).eval().requires_grad_(False)
+    network.loc.weight *= 0.02
+    network.loc.bias.fill_(0.35)
+    if network.std is not None:
+        network.std.weight *= 0.01
+        network.std.bias.fill_(0.02)
+    card = Card("blind", "blindspot", domain=domain, noise=noise_handling, size_multiple=32)
+    return Model(card, network)
+
+
+def frame(shape=(160, 224)):
+    rng = np.random.default_rng(0)
+    clean = np.linspace(21000, 25000, shape[0] * shape[1]).reshape(shape)
+    return np.clip(np.rint(12.0 * rng.poisson(clean / 12)), 0, 65535).astype(np.uint16)
+
+
+def answer(network, seen):
+    with torch.inference_mode():
+        y = network(torch.from_numpy(seen.astype(np.float32))[None, None])[0].double().numpy()
+    return y[0], (y[1] if len(y) > 1 else None)
+
+
+FLOOR = (1 / 65535) ** 2 / 12
+
+
+@pytest.mark.parametrize("memory", [None, "64MiB"])
+def test_given_noise(memory):
+    blind, z = model("fit", "unit"), frame()
+    noise = xrk.NoiseModel(12.0, 100.0, 30.0)
+    y, report = xrk.enhance(z, blind, noise=noise, memory=memory, report=True)
+    n = z / 65535
+    mean, std = answer(blind.module, n)
+    variance = np.maximum((12.0 * (65535 * mean - 100) + 900) / 65535**2, FLOOR)
+    expected, _ = combine(n, mean, without_noise(std, variance, FLOOR), variance)
+    assert np.abs(y - 65535 * expected).max() <= 1
+    assert np.abs(y.astype(float) - z).mean() > 50
+    assert report.frames[0].noise["gain"] == 12.0
+    assert "bands" in report.plan
+
+
+def test_fitted_noise():
+    blind, z = model("fit", "unit"), frame()
+    y, report = xrk.enhance(z, blind, report=True)
+    n = z / 65535
+    mean, std = answer(blind.module, n)
+    fit = fit_noise(n.astype(np.float32), mean.astype(np.float32), floor=FLOOR)
+    variance = fit.variance(mean)
+    expected, _ = combine(n, mean, without_noise(std, variance, FLOOR), variance)
+    # In float32, where a network that was never trained leaves differences of nearly equal variances.
+    assert np.mean(np.abs(y - 65535 * expected) > 2) < 0.01
+    if fit.slope > 0:
+        assert report.frames[0].noise["gain"] == pytest.approx(65535 * fit.slope, rel=1e-3)
+    whole = xrk.enhance(z, blind, runtime="whole")
+    # An untrained network's mean has nothing to do with the pixel, and some variances lie just where the line meets its
+    # floor: there the last digit of the mean counts.
+    assert np.mean(np.abs(whole.astype(int) - y) > 1) < 0.01
+
+
+def test_every_frame_of_a_stack_has_its_own_fit():
+    blind, z = model("fit", "unit"), frame()
+    stack = np.stack([z, (z // 2).astype(np.uint16)])
+    y = xrk.enhance(stack, blind)
+    for i in range(2):
+        assert np.array_equal(y[i], xrk.enhance(stack[i], blind))
+
+
+def test_stabilised():
+    blind, z = model("estimate", "stabilised", noise="unit", centre=70.0, unit=30.0), frame()
+    noise = xrk.NoiseModel(12.0)
+    y = xrk.enhance(z, blind, noise=noise)
+    v = noise.stabilise(z, np.float32)
+    mean, std = answer(blind.module, v)
+    expected, _ = combine(v.astype(float), mean, std**2, np.ones_like(mean))
+    assert np.abs(y - noise.unstabilise(expected)).max() <= 1
+
+
+def test_off_is_the_mean_alone():
+    blind, z = model("fit", "unit"), frame()
+    y = xrk.enhance(z, blind, noise="off")
+    mean, _ = answer(blind.module, z / 65535)
+    assert np.abs(y - 65535 * mean).max() <= 1
+    blind = model("fit", "unit", std=False)
+    mean, _ = answer(blind.module, z / 65535)
+    assert np.abs(xrk.enhance(z, blind) - 65535 * mean).max() <= 1
