@@ -16,6 +16,7 @@ from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
+from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import cut
 from xrk.runtime.whole import _exact
@@ -43,7 +44,8 @@ class Plan:
 
     Attributes:
         shape: (1, C, H, W) of the input.
-        dtype, device: of the input.
+        dtype, device: of the input and the outputs.
+        compute_dtype: of the maps in between.
         band: rows at a time, counted where the network has the most rows.
         peak_bytes: the most memory that making and running the plan takes, the caller's input not counted.
         parts: bytes by part at the moment of the peak.
@@ -65,6 +67,11 @@ class Plan:
     _graph: Graph = field(repr=False)
     _passes: list[Pass] = field(repr=False)
     shrunk: list[str] = field(default_factory=list)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        maps = [n.output.dtype for n in self._graph.nodes if n.output.row_axis is not None]
+        return min((d for d in maps if d.is_floating_point), key=lambda d: d.itemsize, default=self.dtype)
 
     def run(self, x: torch.Tensor, progress: Callable[[int, int], Any] | None = None) -> Any:
         """What the module gives for ``x``, from the same bytes the same bytes.
@@ -96,7 +103,9 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"plan for {' x '.join(map(str, self.shape))}, {_name(self.dtype)}, on {describe_device(self.device)}",
+            f"plan for {' x '.join(map(str, self.shape))}, {_name(self.dtype)}"
+            f"{'' if self.compute_dtype == self.dtype else f' ({_name(self.compute_dtype)} within)'}, "
+            f"on {describe_device(self.device)}",
             f"  bands of {self.band} rows, {len(self._passes)} segment{'s' * (len(self._passes) != 1)}, "
             f"arithmetic {self.arithmetic:.2f}x of the whole image",
         ]
@@ -137,7 +146,7 @@ def make_plan(
     budget = parse_memory(memory)
     own = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
     where = resolve_device(device, None if own is None else own.device)
-    dtype = dtype or (torch.float32 if own is None else own.dtype)
+    dtype = dtype or _own_dtype(module, torch.float32)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputTypeError(f"dtype={dtype!r}; expected a floating-point torch dtype.")
     module = module_on(module, where)
@@ -162,7 +171,7 @@ def make_plan(
         checked = _check(module, graph, shape, dtype, where, unknown)
         _prepare(graph, best.passes)
     return Plan(
-        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
+        shape, graph.input.dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
     )
 
 
@@ -220,6 +229,9 @@ class _Sized:
 
 def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> Graph:
     graph = capture(module, shape, dtype, device, unknown)
+    own = _own_dtype(module, dtype)
+    if own.itemsize > dtype.itemsize:
+        widen_ends(graph, own)
     fuse(graph)
     for node in graph.nodes:
         node.home = device
@@ -249,9 +261,9 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         small = (*shape[:2], *size)
-        x = torch.rand(small, generator=generator, dtype=torch.float32).to(device, dtype)
+        x = torch.rand(small, generator=generator, dtype=torch.float32).to(device, graph.input.dtype)
         try:
-            expected = module(x.clone())
+            expected = module(x.to(_own_dtype(module, dtype), copy=True))
         except Exception:
             continue  # too small for the network; the sizes grow
         again = _graph(module, small, dtype, device, unknown)
@@ -265,7 +277,7 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
         for w, g in zip(wanted, got, strict=True):
             scale = w.abs().max().item()
             error = (w - g).abs().max().item() if w.shape == g.shape else math.inf
-            if not error <= 1e-2 * scale + 1e-6 and math.isfinite(scale):
+            if not error <= max(1e-2, 64 * torch.finfo(dtype).eps) * scale + 1e-6 and math.isfinite(scale):
                 raise InputError(
                     f"The plan of {type(module).__name__} does not give what the module gives: on an image of "
                     f"{size[0]} x {size[1]} they differ by {error:g} where the largest value is {scale:g}. "
@@ -303,6 +315,11 @@ def _check_module(module: Any) -> None:
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if training:
         raise InputError(f"The network is in training mode ({training[0]}); call .eval() on it first.")
+
+
+def _own_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), default)
 
 
 def _name(dtype: torch.dtype) -> str:
