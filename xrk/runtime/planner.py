@@ -1,5 +1,8 @@
 """From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
+import contextlib
+import ctypes
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +17,7 @@ from xrk.runtime.budget import parse_memory
 from xrk.runtime.capture import capture
 from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.executor import execute
-from xrk.runtime.fusion import fuse
+from xrk.runtime.fusion import fuse, make_twice
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
 from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
@@ -26,15 +29,17 @@ __all__ = ["BANDS", "Plan", "make_plan"]
 # The ladder, fastest first: bands that stay in cache and are high enough for a convolution to be quick.
 # With the rows at a time goes the fewest rows of a small map that are made at once (see `schedule`).
 BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
+# Before bands get so low, skips that are quickly made from the image are made twice, from high bands on again.
+TWICE_FROM = (8, 2)
 # Higher ones go before them where the image is narrow: as many pixels in a band, in fewer and larger products.
 TALL = (256, 128, 64)
 TALL_PIXELS = 1 << 16
 
 MIB = 1 << 20
 
-# What a process takes for its first plan beside the tensors: pages of code, oneDNN's kernels and their scratch.
-BACKEND = 47 * MIB
-ALLOCATOR = 8  # bands come and go in all sizes: up to an eighth of them has been seen lost between blocks
+# What a process takes for its first plan beside the tensors: 15 to 17 MiB of torch's and oneDNN's code, and the code
+# that oneDNN writes for every shape of convolution and of band.
+BACKEND, SHAPE = 24 * MIB, 700 << 10
 STEP = 400  # bytes of one step of the order, with its tuples
 
 
@@ -154,8 +159,10 @@ def make_plan(
         graph = _graph(module, shape, dtype, where, unknown)
         limit = _free(where) if budget is None else budget
         best = None
-        for candidate in _candidates(graph, band):
-            sized = _Sized(graph, candidate)
+        again = functools.partial(_graph, module, shape, dtype, where, unknown)
+        once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
+        for candidate in _candidates(graph, band, again):
+            sized = _Sized(candidate, once)
             if best is None or sized.peak < best.peak:
                 best = sized
             if sized.peak <= limit:
@@ -169,31 +176,56 @@ def make_plan(
                     best.peak,
                 )
         checked = _check(module, graph, shape, dtype, where, unknown)
+        _give_back()
+        graph = best.graph
         _prepare(graph, best.passes)
     return Plan(
-        shape, graph.input.dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
+        shape,
+        graph.input.dtype,
+        where,
+        best.band,
+        best.peak,
+        best.parts,
+        best.arithmetic,
+        checked,
+        budget,
+        graph,
+        best.passes,
     )
 
 
-def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
+Candidate = tuple[Graph, int, int, frozenset[Value]]
+
+
+def _candidates(graph: Graph, band: int | None, again: Callable[[], Graph]) -> Iterator[Candidate]:
+    """``again``: captures the graph once more."""
     width = graph.input.shape[3]
     bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
     for b, least in bands:
-        yield b, least, frozenset()
+        if (b, least) == TWICE_FROM:
+            twice = again()
+            if make_twice(twice):
+                yield from ((twice, b, least, frozenset()) for b, least in BANDS)
+                break
+        yield graph, b, least, frozenset()
     outputs = set(graph.outputs)
     if any(v not in outputs for s in cut(graph) for v in s.whole):
         # Each is long to lay out, for every segment begins at the image again.
         for b, least in (*bands[:-1:3], bands[-1]):
-            yield b, least, frozenset(n.output for n in graph.nodes)
+            yield graph, b, least, frozenset(n.output for n in graph.nodes)
 
 
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]]) -> None:
-        self.band, least, again = candidate
+    def __init__(self, candidate: Candidate, once: int) -> None:
+        """``once``: products of the network where nothing is made twice."""
+        self.graph, self.band, least, again = candidate
+        graph = self.graph
         self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
         weights = sum(n.weight_bytes for n in graph.nodes)
+        shapes = {(n.label, n.output.shape, *(v.shape for v in n.inputs)) for n in graph.nodes if n.weight_bytes}
+        self._backend = BACKEND + SHAPE * len(shapes)
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
@@ -209,19 +241,19 @@ class _Sized:
             self._see(weights, held, outputs, {"line buffers": p.line_bytes, "bands and scratch": p.peak})
             for v in p.segment.last_use:
                 held.pop(v, None)
-        once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
         self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
 
     def _see(self, weights: int, held: dict[Value, int], outputs: set[Value], here: dict[str, int]) -> None:
         parts = {
-            "backend's first calls": BACKEND,
+            "backend's first calls": self._backend,
             "order of steps": STEP * sum(len(p.steps) for p in self.passes),
             "prepared weights": weights,
             "output": sum(size for v, size in held.items() if v in outputs),
             "maps kept whole": sum(size for v, size in held.items() if v not in outputs),
             **here,
         }
-        parts["allocator"] = (here.get("line buffers", 0) + here.get("bands and scratch", 0)) // ALLOCATOR
+        # Bands come and go in all sizes: as much again has been seen lost between them.
+        parts["allocator"] = here.get("bands and scratch", 0)
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
@@ -247,6 +279,14 @@ def _prepare(graph: Graph, passes: Sequence[Pass]) -> None:
         if isinstance(node, RowLocal):
             node.heights = heights.get(node, {})
         node.prepare()
+        if node.weight_bytes > MIB:
+            _give_back()
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system; glibc keeps the holes between what is held."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:

@@ -285,7 +285,7 @@ class _Run:
             if isinstance(node, RowLocal):
                 store = self.stores[step.store]
                 size = store.value.bytes_of(step.r1 - step.r0)
-                direct = store.kind != "band" and node.writes_out
+                direct = store.kind in ("line", "ring") and node.writes_out
                 held += node.scratch(step.r0, step.r1) + (0 if direct else size)
                 made.work += node.work * (step.r1 - step.r0)
                 if store.kind == "band":
