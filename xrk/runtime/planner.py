@@ -162,7 +162,7 @@ def make_plan(
         again = functools.partial(_graph, module, shape, dtype, where, unknown)
         once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
         for candidate in _candidates(graph, band, again):
-            sized = _Sized(candidate, once)
+            sized = _Sized(candidate, once, math.inf if best is None else max(limit, best.peak))
             if best is None or sized.peak < best.peak:
                 best = sized
             if sized.peak <= limit:
@@ -218,14 +218,23 @@ def _candidates(graph: Graph, band: int | None, again: Callable[[], Graph]) -> I
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, candidate: Candidate, once: int) -> None:
-        """``once``: products of the network where nothing is made twice."""
+    def __init__(self, candidate: Candidate, once: int, useful: float) -> None:
+        """``once``: products of the network where nothing is made twice.
+
+        ``useful``: a larger peak is not looked at in full: `peak` then is some number above it.
+        """
         self.graph, self.band, least, again = candidate
         graph = self.graph
-        self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
         weights = sum(n.weight_bytes for n in graph.nodes)
         shapes = {(n.label, n.output.shape, *(v.shape for v in n.inputs)) for n in graph.nodes if n.weight_bytes}
         self._backend = BACKEND + SHAPE * len(shapes)
+        self.passes: list[Pass] = []
+        for segment in cut(graph, again):
+            self.passes.append(schedule(segment, self.band, least))
+            # Maps that are made again, and from low bands, come to orders longer than all that they save.
+            self.peak = self._backend + weights + STEP * sum(len(p.steps) for p in self.passes)
+            if self.peak > useful:
+                return
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
