@@ -22,6 +22,7 @@ from xrk.runtime.graph import Graph, Node, RowLocal, Value
 from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import cut
+from xrk.runtime.steady import window_bytes
 from xrk.runtime.whole import _exact
 
 __all__ = ["BANDS", "Plan", "make_plan"]
@@ -247,7 +248,10 @@ class _Sized:
                 held[v] = v.bytes
             for node in p.segment.summaries:
                 held[node.output] = max(node.output.bytes, node.operator.state_bytes)
-            self._see(weights, held, outputs, {"line buffers": p.line_bytes, "bands and scratch": p.peak})
+            here = {"line buffers": p.line_bytes, "bands and scratch": p.peak}
+            if any(n.home.type == "cuda" for n in p.segment.nodes):
+                here["windows of recorded bands"] = window_bytes(p)
+            self._see(weights, held, outputs, here)
             for v in p.segment.last_use:
                 held.pop(v, None)
         self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
