@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from networks import Exactness
 from torch import nn
 
+from xrk.errors import MemoryBudgetError
 from xrk.runtime import fusion
 from xrk.runtime.capture import capture
-from xrk.runtime.fusion import fuse
+from xrk.runtime.fusion import fuse, make_twice
 from xrk.runtime.nodes_convolution import Convolution, UpsampledConvolution
 from xrk.runtime.planner import make_plan
 
@@ -157,3 +158,43 @@ def test_it_saves_products_and_rows():
     assert node.work == 64 * 16 * 32 * 4
     assert sum(isinstance(n, Convolution) for n in graph.nodes) == 2
     assert (node.need(0, 0, 4), node.need(0, 3, 7), node.need(0, 60, 64)) == ((-1, 3), (1, 4), (29, 33))
+
+
+class Around(nn.Module):
+    """A skip around the whole network, made of the image by a norm, a padding and a convolution."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.norm, self.first = nn.BatchNorm2d(1), nn.Conv2d(1, channels, 3, padding=1, padding_mode="reflect")
+        self.down = nn.Conv2d(channels, 64, 3, stride=4, padding=1)
+        self.low = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4)))
+        self.last = nn.Conv2d(64 + channels, 1, 3, padding=1)
+
+    def forward(self, x):
+        skip = F.gelu(self.first(self.norm(x)))
+        y = F.interpolate(self.low(self.down(skip)), scale_factor=4.0)
+        return self.last(torch.cat([y, skip], 1))
+
+
+def test_a_skip_around_the_network_is_made_twice_where_memory_is_short():
+    torch.manual_seed(5)
+    module, x = Around().eval().requires_grad_(False), image(192, 48)
+    module.norm.running_var.fill_(2.0)
+    exact = Exactness(module, x)
+    plain = make_plan(module, tuple(x.shape))
+    with pytest.raises(MemoryBudgetError) as caught:
+        make_plan(module, tuple(x.shape), memory="1MiB")
+    small = make_plan(module, tuple(x.shape), memory=caught.value.smallest)
+    assert plain.arithmetic == 1.0 < small.arithmetic < 1.02
+    assert len(small._graph.nodes) == len(plain._graph.nodes) + 4
+    assert exact.distance(small.run(x)) <= exact.allowed
+    kept = [sum(p.line_bytes for p in plan._passes) for plan in (plain, small)]
+    assert kept[1] < kept[0]
+
+
+def test_what_costs_much_or_is_soon_read_is_made_once():
+    module = Around(channels=32).eval()
+    assert not make_twice(fused(module, (1, 1, 64, 64)))
+    assert not make_twice(fused(seeded(), (1, 1, 64, 64)))
+    residual = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    assert not make_twice(fused(residual, (1, 1, 64, 64)))

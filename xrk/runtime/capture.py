@@ -206,6 +206,19 @@ def _strides(value: Value) -> tuple[int, ...]:
     return tuple(strides)
 
 
+# Operators whose handlers bring known tensors to the dtype of the map themselves, from all their digits.
+_TAKES_ANY_DTYPE = {
+    "aten::conv2d",
+    "aten::convolution",
+    "aten::conv_transpose2d",
+    "aten::batch_norm",
+    "aten::group_norm",
+    "aten::instance_norm",
+    "xrk::conv2d",
+    "xrk::group_norm_apply",
+}
+
+
 class _Tracer(TorchDispatchMode):
     def __init__(self, device: torch.device, unknown: str) -> None:
         super().__init__()
@@ -215,6 +228,7 @@ class _Tracer(TorchDispatchMode):
         self._inside: list[str] = []  # what is being taken apart, the network's own call first
         self._forms: dict[tuple[Value, int, int], Value] = {}
         self.failure: Exception | None = None
+        self.narrow: tuple[torch.dtype, torch.dtype] | None = None  # the module's own dtype, that of its maps
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -246,7 +260,10 @@ class _Tracer(TorchDispatchMode):
                     f"The network calls {name} on a tensor that was written to through another view of it; "
                     "write the step without working in place."
                 )
-        values = pytree.tree_map(lambda a: a.value if isinstance(a, _Symbol) else a, (args, kwargs))
+        exact = name in _TAKES_ANY_DTYPE and any(s.value.row_axis is not None for s in symbols)
+        values = pytree.tree_map(
+            lambda a: a.value if isinstance(a, _Symbol) else a if exact else self._known(a), (args, kwargs)
+        )
         plain_func = _without_writing(func)
         if plain_func is None:
             raise InputError(self._unknown_message(name, "it writes in place"))
@@ -278,6 +295,11 @@ class _Tracer(TorchDispatchMode):
             return _Symbol(v, self.device, group)
 
         return pytree.tree_map(wrap, result)
+
+    def _known(self, a: Any) -> Any:
+        """A known tensor in the dtype of the maps, where the network is captured in another than its own."""
+        other = self.narrow is not None and isinstance(a, torch.Tensor) and a.dtype == self.narrow[0]
+        return a.to(self.narrow[1]) if other else a
 
     def _handle(self, call: Call) -> Any:
         if all(v.row_axis is None for v in call.values):
@@ -381,7 +403,7 @@ def capture(
 
     Args:
         module: in eval mode; it is called once, without data, and left as it is.
-        dtype, device: of the input.
+        dtype, device: of the input; tensors of the module in another dtype are converted, never in the module.
         unknown: "refuse" an operator that is not known, or run it "whole".
 
     Raises:
@@ -392,6 +414,9 @@ def capture(
 
     x = Value(tuple(shape), dtype, row_axis=2)
     tracer = _Tracer(device, unknown)
+    own = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), dtype)
+    if own != dtype:
+        tracer.narrow = (own, dtype)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         symbol = _Symbol(x, device, _Group())
         try:

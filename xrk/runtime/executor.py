@@ -13,7 +13,8 @@ import torch
 from xrk.errors import MemoryBudgetError
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
 from xrk.runtime.rows import as_channels_last, layout
-from xrk.runtime.schedule import Pass, schedule
+from xrk.runtime.schedule import Pass, Step, schedule
+from xrk.runtime.steady import CudaRecorder, Record, Steady, bands
 from xrk.runtime.stores import Rows, rows_of, split
 from xrk.runtime.streaming import Pulled, Pushed, Stream, window
 
@@ -28,6 +29,7 @@ def execute(
     x: torch.Tensor | Stream,
     progress: Callable[[int, int], Any] | None = None,
     shrunk: list[str] | None = None,
+    record: Record | None = None,
 ) -> list[torch.Tensor]:
     """The outputs of the graph for ``x``, in the order of `Graph.outputs`; none where ``x`` is a `Stream`.
 
@@ -38,10 +40,16 @@ def execute(
     gets a line. Rows made before and after it are those of two plans: the result is as exact as any plan's, but equal
     bit for bit only to a run that ran out of memory at the same step.
 
+    Bands that are alike are recorded by ``record`` and played again (see `steady`); by default so on CUDA.
+
     Raises:
         MemoryBudgetError: memory ran out at bands of one row, or where no band has a part in it.
     """
-    run = _Run(graph, passes, x, progress)
+    if isinstance(x, Stream):
+        record = None  # what is read and handed on between bands is no part of a recording
+    elif record is None and x.device.type == "cuda":
+        record = CudaRecorder()
+    run = _Run(graph, passes, x, progress, record)
     try:
         return run.outputs()
     finally:
@@ -57,7 +65,9 @@ class _Run:
         passes: Sequence[Pass],
         x: torch.Tensor | Stream,
         progress: Callable[[int, int], Any] | None,
+        record: Record | None,
     ) -> None:
+        self.record = record
         self.graph, self.passes, self.x, self.progress = graph, passes, x, progress
         self.device = x.device
         self.stream = x if isinstance(x, Stream) else None
@@ -147,6 +157,7 @@ class _Attempt:
         """``saved``: the rows `Pass.kept`, where the pass is the rest of one."""
         self.p, self.main, self.states, self.saved = p, main, states, saved
         self.stores: list[Rows] = []
+        self.steady: Steady | None = None
 
     def run(self, done: dict[Node, int]) -> None:
         """All steps; ``done``: what is already made of each node, kept up to date."""
@@ -156,7 +167,8 @@ class _Attempt:
         for node in (*self.p.segment.nodes, *self.p.segment.summaries):
             whole = node.whole_inputs if isinstance(node, RowLocal) else ()
             fixed[node] = [held.get(v) if v.row_axis is None or i in whole else None for i, v in enumerate(node.inputs)]
-        for step in self.p.steps:
+
+        def run(step: Step) -> None:
             node = step.node
             rows, stable = fixed[node].copy(), True
             for i, k, a, b in step.reads:
@@ -168,8 +180,18 @@ class _Attempt:
                 stores[step.store].take(node, step.r0, step.r1, rows, step.keep, stable)
             for k in step.drops:
                 stores[k].drop()
-            done[node] = step.r1
-            self.main.step_done()
+
+        if self.main.record is None:
+            for step in self.p.steps:
+                run(step)
+                done[step.node] = step.r1
+                self.main.step_done()
+            return
+        self.steady = Steady(self.p, stores, run, self.main.record, self.main.device)
+        for steps in bands(self.p):
+            for step in self.steady.run(steps):
+                done[step.node] = step.r1
+                self.main.step_done()
 
     def _allocate(self) -> None:
         p, held, device, outputs = self.p, self.main.held, self.main.device, self.main.graph.outputs
@@ -212,6 +234,7 @@ class _Attempt:
 
     def free(self) -> None:
         self.stores.clear()
+        self.steady = None
 
 
 def _settled(x: torch.Tensor) -> torch.Tensor:

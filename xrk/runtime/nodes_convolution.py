@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from xrk.kernels.convolution.conv2d import fold_batch_norm
 from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import RowLocal, Value
-from xrk.runtime.prepared import Convolve, prepare_convolution, prepared_bytes
+from xrk.runtime.prepared import Convolve, prepare_convolution, prepared_bytes, prepares
 from xrk.runtime.rows import Window, as_channels_last, channels_last, clip, is_map, layout
 
 __all__ = ["Convolution", "TransposedConvolution", "UpsampledConvolution"]
@@ -68,7 +68,16 @@ class Convolution(RowLocal):
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
         residual = channels_last(rows[1]) if len(rows) > 1 else None
         run = self._run or self._ready({})
-        return run(channels_last(rows[0]), residual, None)
+        place = None if out is None else as_channels_last(out)
+        y = run(channels_last(rows[0]), residual, place)
+        if out is None:
+            return y
+        return out if place is not None else out.copy_(y)
+
+    @property
+    def writes_out(self) -> bool:
+        # The public operators make memory of their own, which would not be counted.
+        return prepares(self.home, self.output.dtype)
 
     @property
     def work(self) -> int:

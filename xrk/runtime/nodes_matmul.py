@@ -7,7 +7,7 @@ import torch
 
 from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import RowGlobal, Summarise, Value
-from xrk.runtime.rows import Rowwise, with_rows
+from xrk.runtime.rows import Rowwise, wide, wide_bytes, with_rows
 
 __all__ = ["Product"]
 
@@ -15,14 +15,17 @@ __all__ = ["Product"]
 class Product(RowGlobal):
     """A product summed over the rows of the image, such as Q K^T over all pixels: bands are joined in float64."""
 
-    def __init__(self, label: str, run: Callable[[list[Any]], torch.Tensor], like: torch.Tensor) -> None:
+    def __init__(
+        self, label: str, run: Callable[[list[Any]], torch.Tensor], inputs: list[Value], like: torch.Tensor
+    ) -> None:
         self.label, self.run, self.dtype, self.values = label, run, like.dtype, like.numel()
+        self.inputs = inputs
 
     def begin(self) -> None:
         return None
 
     def summarise(self, rows: list[torch.Tensor], r0: int, r1: int, state: Any) -> torch.Tensor:
-        band = self.run(rows)
+        band = self.run([wide(t) for t in rows])
         return band.double() if state is None else state.add_(band)
 
     def finish(self, state: torch.Tensor) -> torch.Tensor:
@@ -33,7 +36,7 @@ class Product(RowGlobal):
         return 8 * self.values
 
     def summarise_scratch(self, rows: int) -> int:
-        return 8 * self.values
+        return 8 * self.values + sum(wide_bytes(v, rows) for v in self.inputs)
 
 
 @register("aten::linear")
@@ -86,7 +89,7 @@ def _einsum(call: Call) -> Any:
 
 def _summed(call: Call) -> Value:
     like = call.probe()
-    operator = Product(call.name, call.runner(), like)
+    operator = Product(call.name, call.runner(), call.values, like)
     return call.add(Summarise(operator, call.values, Value(tuple(like.shape), like.dtype)))
 
 

@@ -1,5 +1,8 @@
 """From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
+import contextlib
+import ctypes
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +17,12 @@ from xrk.runtime.budget import parse_memory
 from xrk.runtime.capture import capture
 from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.executor import execute
-from xrk.runtime.fusion import fuse
+from xrk.runtime.fusion import fuse, make_twice
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
+from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import cut
+from xrk.runtime.steady import window_bytes
 from xrk.runtime.streaming import Stream, can_stream, lag, window
 from xrk.runtime.whole import _exact
 
@@ -26,15 +31,17 @@ __all__ = ["BANDS", "Plan", "make_plan"]
 # The ladder, fastest first: bands that stay in cache and are high enough for a convolution to be quick.
 # With the rows at a time goes the fewest rows of a small map that are made at once (see `schedule`).
 BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
+# Before bands get so low, skips that are quickly made from the image are made twice, from high bands on again.
+TWICE_FROM = (8, 2)
 # Higher ones go before them where the image is narrow: as many pixels in a band, in fewer and larger products.
 TALL = (256, 128, 64)
 TALL_PIXELS = 1 << 16
 
 MIB = 1 << 20
 
-# What a process takes for its first plan beside the tensors: pages of code, oneDNN's kernels and their scratch.
-BACKEND = 47 * MIB
-ALLOCATOR = 8  # bands come and go in all sizes: up to an eighth of them has been seen lost between blocks
+# What a process takes for its first plan beside the tensors: 15 to 17 MiB of torch's and oneDNN's code, and the code
+# that oneDNN writes for every shape of convolution and of band.
+BACKEND, SHAPE = 24 * MIB, 700 << 10
 STEP = 400  # bytes of one step of the order, with its tuples
 
 
@@ -44,7 +51,8 @@ class Plan:
 
     Attributes:
         shape: (1, C, H, W) of the input.
-        dtype, device: of the input.
+        dtype, device: of the input and the outputs.
+        compute_dtype: of the maps in between.
         band: rows at a time, counted where the network has the most rows.
         peak_bytes: the most memory that making and running the plan takes, the caller's input not counted.
         parts: bytes by part at the moment of the peak.
@@ -70,6 +78,11 @@ class Plan:
     streamed: bool = False
     lag: int = 0
     shrunk: list[str] = field(default_factory=list)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        maps = [n.output.dtype for n in self._graph.nodes if n.output.row_axis is not None]
+        return min((d for d in maps if d.is_floating_point), key=lambda d: d.itemsize, default=self.dtype)
 
     def stream(self, stream: Stream, progress: Callable[[int, int], Any] | None = None) -> None:
         """Runs a streamed plan: from the same rows the same bytes as `run` of one with the same bands."""
@@ -107,7 +120,9 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"plan for {' x '.join(map(str, self.shape))}, {_name(self.dtype)}, on {describe_device(self.device)}",
+            f"plan for {' x '.join(map(str, self.shape))}, {_name(self.dtype)}"
+            f"{'' if self.compute_dtype == self.dtype else f' ({_name(self.compute_dtype)} within)'}, "
+            f"on {describe_device(self.device)}",
             f"  bands of {self.band} rows, {len(self._passes)} segment{'s' * (len(self._passes) != 1)}, "
             f"arithmetic {self.arithmetic:.2f}x of the whole image",
         ]
@@ -152,17 +167,19 @@ def make_plan(
     budget = parse_memory(memory)
     own = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
     where = resolve_device(device, None if own is None else own.device)
-    dtype = dtype or (torch.float32 if own is None else own.dtype)
+    dtype = dtype or _own_dtype(module, torch.float32)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputTypeError(f"dtype={dtype!r}; expected a floating-point torch dtype.")
     module = module_on(module, where)
     with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
         graph = _graph(module, shape, dtype, where, unknown)
-        streamed = streamed and can_stream(graph)
         limit = _free(where) if budget is None else budget
         best = None
-        for candidate in _candidates(graph, band):
-            sized = _Sized(graph, candidate, streamed)
+        again = functools.partial(_graph, module, shape, dtype, where, unknown)
+        once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
+        for candidate in _candidates(graph, band, again):
+            handed_on = streamed and can_stream(candidate[0])
+            sized = _Sized(candidate, once, math.inf if best is None else max(limit, best.peak), handed_on)
             if best is None or sized.peak < best.peak:
                 best = sized
             if sized.peak <= limit:
@@ -176,33 +193,69 @@ def make_plan(
                     best.peak,
                 )
         checked = _check(module, graph, shape, dtype, where, unknown)
+        _give_back()
+        graph = best.graph
         _prepare(graph, best.passes)
     return Plan(
-        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes,
-        streamed, lag(best.passes, graph) if streamed else 0,
-    )  # fmt: skip
+        shape,
+        graph.input.dtype,
+        where,
+        best.band,
+        best.peak,
+        best.parts,
+        best.arithmetic,
+        checked,
+        budget,
+        graph,
+        best.passes,
+        best.streamed,
+        lag(best.passes, graph) if best.streamed else 0,
+    )
 
 
-def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
+Candidate = tuple[Graph, int, int, frozenset[Value]]
+
+
+def _candidates(graph: Graph, band: int | None, again: Callable[[], Graph]) -> Iterator[Candidate]:
+    """``again``: captures the graph once more."""
     width = graph.input.shape[3]
     bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
     for b, least in bands:
-        yield b, least, frozenset()
+        if (b, least) == TWICE_FROM:
+            twice = again()
+            if make_twice(twice):
+                yield from ((twice, b, least, frozenset()) for b, least in BANDS)
+                break
+        yield graph, b, least, frozenset()
     outputs = set(graph.outputs)
     if any(v not in outputs for s in cut(graph) for v in s.whole):
         # Each is long to lay out, for every segment begins at the image again.
         for b, least in (*bands[:-1:3], bands[-1]):
-            yield b, least, frozenset(n.output for n in graph.nodes)
+            yield graph, b, least, frozenset(n.output for n in graph.nodes)
 
 
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]], streamed: bool = False) -> None:
-        self.band, least, again = candidate
+    def __init__(self, candidate: Candidate, once: int, useful: float, streamed: bool = False) -> None:
+        """``once``: products of the network where nothing is made twice.
+
+        ``useful``: a larger peak is not looked at in full: `peak` then is some number above it.
+        """
+        self.graph, self.band, least, again = candidate
+        graph = self.graph
+        self.streamed = streamed
         self.handed_on = set(graph.outputs) if streamed else set()
-        self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
         weights = sum(n.weight_bytes for n in graph.nodes)
+        shapes = {(n.label, n.output.shape, *(v.shape for v in n.inputs)) for n in graph.nodes if n.weight_bytes}
+        self._backend = BACKEND + SHAPE * len(shapes)
+        self.passes: list[Pass] = []
+        for segment in cut(graph, again):
+            self.passes.append(schedule(segment, self.band, least))
+            # Maps that are made again, and from low bands, come to orders longer than all that they save.
+            self.peak = self._backend + weights + STEP * sum(len(p.steps) for p in self.passes)
+            if self.peak > useful:
+                return
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
@@ -221,22 +274,24 @@ class _Sized:
                 # The rows that are kept, a copy where they move, one band as it is read and one as it is handed on.
                 rows = 2 * window(p, graph.input).capacity + 2 * self.band
                 here["input's rows"] = graph.input.bytes_of(min(rows, 2 * graph.input.rows))
+            if any(n.home.type == "cuda" for n in p.segment.nodes):
+                here["windows of recorded bands"] = window_bytes(p)
             self._see(weights, held, outputs, here)
             for v in p.segment.last_use:
                 held.pop(v, None)
-        once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
         self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
 
     def _see(self, weights: int, held: dict[Value, int], outputs: set[Value], here: dict[str, int]) -> None:
         parts = {
-            "backend's first calls": BACKEND,
+            "backend's first calls": self._backend,
             "order of steps": STEP * sum(len(p.steps) for p in self.passes),
             "prepared weights": weights,
             "output": sum(size for v, size in held.items() if v in outputs),
             "maps kept whole": sum(size for v, size in held.items() if v not in outputs),
             **here,
         }
-        parts["allocator"] = (here.get("line buffers", 0) + here.get("bands and scratch", 0)) // ALLOCATOR
+        # Bands come and go in all sizes: as much again has been seen lost between them.
+        parts["allocator"] = here.get("bands and scratch", 0)
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
@@ -244,6 +299,9 @@ class _Sized:
 
 def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> Graph:
     graph = capture(module, shape, dtype, device, unknown)
+    own = _own_dtype(module, dtype)
+    if own.itemsize > dtype.itemsize:
+        widen_ends(graph, own)
     fuse(graph)
     for node in graph.nodes:
         node.home = device
@@ -259,6 +317,14 @@ def _prepare(graph: Graph, passes: Sequence[Pass]) -> None:
         if isinstance(node, RowLocal):
             node.heights = heights.get(node, {})
         node.prepare()
+        if node.weight_bytes > MIB:
+            _give_back()
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system; glibc keeps the holes between what is held."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:
@@ -273,9 +339,9 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         small = (*shape[:2], *size)
-        x = torch.rand(small, generator=generator, dtype=torch.float32).to(device, dtype)
+        x = torch.rand(small, generator=generator, dtype=torch.float32).to(device, graph.input.dtype)
         try:
-            expected = module(x.clone())
+            expected = module(x.to(_own_dtype(module, dtype), copy=True))
         except Exception:
             continue  # too small for the network; the sizes grow
         again = _graph(module, small, dtype, device, unknown)
@@ -289,7 +355,7 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
         for w, g in zip(wanted, got, strict=True):
             scale = w.abs().max().item()
             error = (w - g).abs().max().item() if w.shape == g.shape else math.inf
-            if not error <= 1e-2 * scale + 1e-6 and math.isfinite(scale):
+            if not error <= max(1e-2, 64 * torch.finfo(dtype).eps) * scale + 1e-6 and math.isfinite(scale):
                 raise InputError(
                     f"The plan of {type(module).__name__} does not give what the module gives: on an image of "
                     f"{size[0]} x {size[1]} they differ by {error:g} where the largest value is {scale:g}. "
@@ -327,6 +393,11 @@ def _check_module(module: Any) -> None:
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if training:
         raise InputError(f"The network is in training mode ({training[0]}); call .eval() on it first.")
+
+
+def _own_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), default)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Convolve", "prepare_convolution", "prepared_bytes"]
+__all__ = ["Convolve", "prepare_convolution", "prepared_bytes", "prepares"]
 
 Convolve = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 """Takes rows (1, C, h, W), a residual of the result's shape or None, and memory for the result or None; gives
@@ -48,10 +48,15 @@ def prepare_convolution(
             the public operators will do.
     """
     geometry = [[0, padding], list(stride), list(dilation), groups]
-    if heights and weight.device.type == "cpu" and weight.dtype == torch.float32 and _usable():
+    if heights and prepares(weight.device, weight.dtype):
         return _in_own_layout(weight, bias, geometry, activation, width, heights)
     weight = weight.contiguous(memory_format=torch.channels_last)
     return _plain(weight, bias, geometry, activation)
+
+
+def prepares(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights get a layout of their own, and results can be written into memory that is given."""
+    return device.type == "cpu" and dtype == torch.float32 and _usable()
 
 
 def prepared_bytes(weight: Sequence[int], itemsize: int) -> int:
