@@ -54,13 +54,13 @@ def contest(case, device):
         step_by_step = {"torch loop": slow, "torch.compile of a step": slow}
     else:
         step_by_step = {
-            "torch loop": flattened(x, weights, loop()),
-            "torch.compile of a step": flattened(x, weights, compiled_loop()),
+            "torch loop": _flattened(x, weights, loop()),
+            "torch.compile of a step": _flattened(x, weights, compiled_loop()),
         }
     parallel = mambapy()
     peers = {
         **step_by_step,
-        "mambapy pscan": parallel if isinstance(parallel, str) else flattened(x, weights, parallel),
+        "mambapy pscan": parallel if isinstance(parallel, str) else _flattened(x, weights, parallel),
     }
     if device == "cuda":
         peers["mamba-ssm scan, torch cross-scan"] = _public(x, weights, _stacked, _merged)
@@ -82,7 +82,7 @@ def contest(case, device):
     )
 
 
-def flattened(x: torch.Tensor, weights: tuple[torch.Tensor, ...], scan: Scan):
+def _flattened(x: torch.Tensor, weights: tuple[torch.Tensor, ...], scan: Scan):
     """SS2D from a scan of sequences, one direction after the other."""
     x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds = weights
     batch, _, _, channels = x.shape

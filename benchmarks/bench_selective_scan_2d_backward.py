@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from bench_selective_scan_2d import flattened
+from bench_selective_scan_2d import _flattened
 from contest import Contest, normal
 from scan_peers import mambapy
 from xrk.kernels.scan.reference import selective_scan_2d_reference
@@ -54,7 +54,7 @@ def contest(case, device):
         else f"a step at a time, {4 * pixels} steps of several operators each, all of whose results are kept",
         "mambapy pscan": parallel
         if isinstance(parallel, str)
-        else step(lambda x, *weights: flattened(x, weights, parallel)()),
+        else step(lambda x, *weights: _flattened(x, weights, parallel)()),
     }
     updates = 4 * pixels * d * n
     return Contest(
