@@ -13,6 +13,7 @@
 #include "cpu/threads.h"
 #ifdef XRK_HAVE_CUDA
 #include "cuda/pixels.h"
+#include "cuda/windows.h"
 #endif
 
 namespace py = pybind11;
@@ -208,6 +209,78 @@ const void* device_pointer(std::uintptr_t address, const char* name) {
   return reinterpret_cast<const void*>(address);
 }
 
+cuda::Border cuda_border(const std::string& name) {
+  if (name == "reflect") return cuda::REFLECT;
+  if (name == "symmetric") return cuda::SYMMETRIC;
+  if (name == "edge") return cuda::EDGE;
+  if (name == "constant") return cuda::CONSTANT;
+  throw py::value_error("border is '" + name + "'; expected 'reflect', 'symmetric', 'edge' or 'constant'");
+}
+
+void check_rows(const cuda::PackedRows& x, std::int64_t top, std::int64_t left, std::int64_t out_rows,
+                std::int64_t out_columns) {
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  const bool inside = x.first >= 0 && x.rows > 0 && x.height <= most && x.first <= x.height - x.rows;
+  if (!inside || x.width < 1 || x.width > most) throw py::value_error("the rows given lie outside the image");
+  if (x.bits != 10 && x.bits != 12 && x.bits != 14 && x.bits != 16) {
+    throw py::value_error("bits is " + std::to_string(x.bits) + "; expected 10, 12, 14 or 16");
+  }
+  if (x.stride < static_cast<std::size_t>((x.width * x.bits + 7) / 8)) {
+    throw py::value_error("stride is less than a row takes");
+  }
+  if (top < -most || top > most || left < -most || left > most || out_rows < 1 || out_rows > most || out_columns < 1 ||
+      out_columns > most) {
+    throw py::value_error("a window's place and sides must be below 2**30");
+  }
+}
+
+void bind_windows(py::module_& m) {
+  m.def(
+      "read_window",
+      [](std::uintptr_t x, std::size_t stride, std::int64_t first, std::int64_t rows, std::int64_t height,
+         std::int64_t width, int bits, std::int64_t top, std::int64_t left, const std::string& border, double black,
+         double inverse_range, std::uintptr_t out, std::int64_t out_rows, std::int64_t out_columns,
+         const std::string& dtype, std::uintptr_t stream) {
+        const cuda::PackedRows given{device_pointer(x, "x"), stride, first, rows, height, width, bits};
+        check_rows(given, top, left, out_rows, out_columns);
+        const cuda::Border beyond = cuda_border(border);
+        const cuda::Value value = cuda_value(dtype);
+        check_finite(black, "black");
+        check_finite(inverse_range, "inverse_range");
+        void* target = const_cast<void*>(device_pointer(out, "out"));
+        py::gil_scoped_release unlocked;
+        cuda::read_window(given, top, left, beyond, black, inverse_range, target, out_rows, out_columns, value, stream);
+      },
+      py::kw_only(), py::arg("x"), py::arg("stride"), py::arg("first"), py::arg("rows"), py::arg("height"),
+      py::arg("width"), py::arg("bits"), py::arg("top"), py::arg("left"), py::arg("border"), py::arg("black"),
+      py::arg("inverse_range"), py::arg("out"), py::arg("out_rows"), py::arg("out_columns"), py::arg("dtype"),
+      py::arg("stream"),
+      "The window of out_rows x out_columns pixels at (top, left) of an image of height x width pixels, which may reach\n"
+      "beyond it, as (count - black) * inverse_range in double precision, stored as dtype 'float16' or 'float32' at\n"
+      "device address out. x: device address of the rows [first, first + rows), `stride` bytes apart, of uint16 pixels\n"
+      "or of 10, 12 or 14 bits packed as in TIFF; every row that the window shows must be among them. border: what\n"
+      "numpy.pad calls so, 'constant' being 0 in the output. Queued on the stream of the current device.");
+  m.def(
+      "round_counts",
+      [](std::uintptr_t v, double scale, double offset, std::uintptr_t out, std::size_t count,
+         const std::string& dtype, std::uintptr_t misfits, std::uintptr_t stream) {
+        const cuda::Value value = cuda_value(dtype);
+        check_finite(scale, "scale");
+        check_finite(offset, "offset");
+        if (count == 0) return;
+        const void* source = device_pointer(v, "v");
+        void* target = const_cast<void*>(device_pointer(out, "out"));
+        void* counters = const_cast<void*>(device_pointer(misfits, "misfits"));
+        py::gil_scoped_release unlocked;
+        cuda::round_counts(source, scale, offset, target, count, value, counters, stream);
+      },
+      py::arg("v"), py::arg("scale"), py::arg("offset"), py::arg("out"), py::arg("count"), py::arg("dtype"),
+      py::arg("misfits"), py::arg("stream"),
+      "v * scale + offset for `count` values of dtype 'float16' or 'float32', rounded half to even and limited to uint16\n"
+      "at device address out, as tiff_convert on the CPU. Adds to the two uint64 at device address `misfits` how many\n"
+      "were limited, and how many were no numbers (they become 0). Queued on `stream` of the current device.");
+}
+
 void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule(
       "cuda", "The pixel conversions of uint16 frames on an NVIDIA device, on raw device addresses and a stream.");
@@ -250,6 +323,7 @@ void bind_cuda(py::module_& parent) {
       "out = x + (after - before) * scale for `count` uint16 pixels, as the function of this name on the CPU; before and\n"
       "after have dtype 'float16' or 'float32'. Adds the number of limited pixels to the uint64 at device address\n"
       "`limited`. Queued on `stream` of the current device.");
+  bind_windows(m);
 }
 #endif
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import tifffile
+import tqdm
 
 import xrk
 from xrk import io
@@ -88,9 +89,29 @@ def test_noise_dark_flat_and_mask_reach_the_library(tmp_path, monkeypatch, sourc
 
     monkeypatch.setattr(xrk, "enhance_file", enhance_file)
     argv = ["enhance", str(source), str(tmp_path / "o.tif"), "--model", model, "--noise", "1.5,-99,2.25"]
-    assert main([*argv, "--dark", "d.tif", "--flat", "f.tif", "--mask", "m.tif", "--levels", "-5", "1e3"]) == 2
+    references = ["--dark", "d.tif", "--flat", "f.tif", "--mask", "m.tif", "--badpixels", "b.tif"]
+    assert main([*argv, *references, "--levels", "-5", "1e3"]) == 2
     assert seen["noise"] == xrk.NoiseModel(1.5, -99, 2.25) and seen["levels"] == [-5.0, 1000.0]
-    assert (seen["dark"], seen["flat"], seen["mask"]) == ("d.tif", "f.tif", "m.tif")
+    assert (seen["dark"], seen["flat"], seen["mask"], seen["badpixels"]) == ("d.tif", "f.tif", "m.tif", "b.tif")
+
+
+def test_one_bar_over_all_files(tmp_path, capsys, monkeypatch, frame, model):
+    """On a terminal: how much is done of the pixels of all files, how fast, and how long it will take."""
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, frame)
+    (tmp_path / "c.tif").write_bytes(b"II*")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    seen = []
+    update = tqdm.tqdm.update
+    monkeypatch.setattr(tqdm.tqdm, "update", lambda bar, n=1: seen.append((bar.n + n, bar.total)) or update(bar, n))
+    sources = [str(tmp_path / name) for name in ("a.tif", "b.tif", "c.tif")]
+    assert main(["enhance", *sources, str(tmp_path / "out"), "--model", model, "--levels", "0", "4096"]) == 2
+    assert [done for done, _ in seen] == [frame.size, 2 * frame.size]
+    assert {total for _, total in seen} == {2 * frame.size}
+    assert "pixel/s" in capsys.readouterr().err
+    seen.clear()
+    assert main(["enhance", sources[0], str(tmp_path / "d.tif"), "--model", model, "--quiet"]) == 0
+    assert not any(total for _, total in seen)
 
 
 def test_a_folder_and_one_bad_file_among_several(tmp_path, capsys, frame, model):
@@ -122,9 +143,8 @@ def test_a_folder_and_one_bad_file_among_several(tmp_path, capsys, frame, model)
         np.testing.assert_array_equal(tifffile.imread(out / name), frame + 256)
         assert str(out / name) in said
     first, second = err.splitlines()
-    assert (
-        first.startswith(f"xrk: {raw / 'bad.tif'} is cut off") and second == "xrk: 1 of 4 files could not be enhanced."
-    )
+    assert first.startswith(f"xrk: {raw / 'bad.tif'} is damaged") and "is cut off" in first
+    assert second == "xrk: 1 of 4 files could not be enhanced."
     entries = json.loads((tmp_path / "r.json").read_text())
     assert [("error" in entry, "report" in entry) for entry in entries] == [(False, True)] * 2 + [
         (True, False),

@@ -94,7 +94,18 @@ def test_a_package_that_is_not_installed_is_none():
 
 @pytest.mark.parametrize("version", [None, "2026.1.1"])
 def test_the_codecs_name_the_extra_that_brings_them(version):
-    assert ("xrk[codecs]" in environment._codecs(version)) == (version is None)
+    assert ("xrk[codecs]" in environment._codecs(version)["note"]) == (version is None)
+
+
+def test_the_codecs_name_their_libraries():
+    codecs = xrk.info()["codecs"]
+    from xrk import _native
+
+    for name in ("zlib", "libdeflate", "libzstd"):
+        assert codecs[name] == (_native.tiff_library(name) or None)
+    deflate = codecs["libdeflate"] or codecs["zlib"]
+    assert f"deflate by {'libdeflate' if codecs['libdeflate'] else 'zlib'} ({deflate})" in codecs["note"]
+    assert (f"zstd by libzstd ({codecs['libzstd']})" in codecs["note"]) == (codecs["libzstd"] is not None)
 
 
 def test_format_info_says_it_all_in_lines():

@@ -6,6 +6,7 @@ system refuses; 130 after Ctrl-C, which leaves no half-written file.
 
 import argparse
 import json
+import math
 import os
 import sys
 import textwrap
@@ -182,6 +183,7 @@ def _add_enhance_options(enhance: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     enhance.add_argument("--dark", metavar="TIFF", help="dark frame, or a stack to be averaged; subtracted first")
     enhance.add_argument("--flat", metavar="TIFF", help="flat field, or a stack to be averaged; divided out first")
+    enhance.add_argument("--badpixels", metavar="TIFF", help="map, not 0 where the detector's pixel is bad; repaired")
     enhance.add_argument("--mask", metavar="TIFF", help="image that is not 0 where a pixel is invalid")
     enhance.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
     enhance.add_argument("--memory", metavar="SIZE", help="memory to keep within, such as 2GiB")
@@ -291,7 +293,7 @@ def _enhance(arguments: argparse.Namespace) -> int:
         _check_report(arguments.report, [path for job in jobs for path in job])
     model = xrk.load(arguments.model)
     noise = xrk.NoiseModel(*arguments.noise) if isinstance(arguments.noise, tuple) else arguments.noise
-    for reference in (arguments.dark, arguments.flat, arguments.mask):
+    for reference in (arguments.dark, arguments.flat, arguments.badpixels, arguments.mask):
         if many and reference is not None:
             io.read(reference)  # what is wrong with it is told once, not for every file
     if many:
@@ -300,6 +302,7 @@ def _enhance(arguments: argparse.Namespace) -> int:
             _make_folder(arguments.preview)
     told: list[dict[str, Any]] = []
     failed = 0
+    progress = _Progress([source for source, _ in jobs], arguments.quiet)
     for source, target in jobs:
         preview = arguments.preview
         if many and preview is not None:
@@ -307,11 +310,11 @@ def _enhance(arguments: argparse.Namespace) -> int:
         entry: dict[str, Any] = {"input": str(source), "output": str(target)}
         told.append(entry)
         try:
-            with _progress(source.name, arguments.quiet) as progress:
+            with progress.of(source) as advance:
                 report = xrk.enhance_file(
                     source, target, model, levels=arguments.levels, noise=noise, mask=arguments.mask,
-                    memory=arguments.memory, device=arguments.device, progress=progress, dark=arguments.dark,
-                    flat=arguments.flat, preview=preview,
+                    memory=arguments.memory, device=arguments.device, progress=advance, dark=arguments.dark,
+                    flat=arguments.flat, badpixels=arguments.badpixels, preview=preview,
                 )  # fmt: skip
         except errors.DeviceError:
             raise
@@ -324,7 +327,9 @@ def _enhance(arguments: argparse.Namespace) -> int:
         else:
             entry["report"] = report.to_dict()
             if not arguments.quiet:
+                progress.clear()
                 print(f"{target}\n  " + str(report).replace("\n", "\n  "), flush=True)
+    progress.close()
     if arguments.report is not None:
         with io.atomic_file(arguments.report) as file:
             file.write(json.dumps(told if many else told[0]["report"], indent=2).encode() + b"\n")
@@ -379,18 +384,54 @@ def _make_folder(path: str) -> None:
         raise ImageFileError(f"The folder {path} cannot be made: {error.strerror}.") from error
 
 
-@contextmanager
-def _progress(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the frames of one file, as a function of (frames done, frames); on stderr if that is a terminal."""
-    from tqdm import tqdm
+class _Progress:
+    """One bar over the pixels of all files, with rate and time left; on stderr if that is a terminal."""
 
-    with tqdm(desc=name, unit="frame", leave=False, disable=quiet or None) as bar:
+    def __init__(self, sources: list[Path], quiet: bool) -> None:
+        from tqdm import tqdm
+
+        shown = not quiet and sys.stderr.isatty()
+        self._pixels = {source: _count_pixels(source) for source in sources} if shown else {}
+        self._before = 0
+        self._bar = tqdm(
+            total=sum(self._pixels.values()), unit="pixel", unit_scale=True, leave=False, disable=not shown, miniters=1
+        )
+
+    @contextmanager
+    def of(self, source: Path) -> Iterator[Callable[[int, int], None]]:
+        """A function of (rows done, rows) for one file."""
+        pixels = self._pixels.get(source, 0)
+        self._bar.set_description(source.name)
 
         def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            self._bar.update(self._before + pixels * done // total - self._bar.n)
 
-        yield advance
+        try:
+            yield advance
+        except BaseException:
+            self._bar.clear()  # the sentence that tells of it gets a line of its own
+            raise
+        finally:
+            self._before += pixels  # those of a file that failed are done with, too
+
+    def clear(self) -> None:
+        """Room for a line of text."""
+        self._bar.clear()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _count_pixels(source: Path) -> int:
+    """Of an image file; 0 where it cannot be opened, which is told when its turn comes."""
+    from xrk import io
+    from xrk.errors import XrkError
+
+    try:
+        with io.open(source) as opened:
+            return math.prod(opened.shape)
+    except (XrkError, OSError):
+        return 0
 
 
 # inspect

@@ -28,7 +28,8 @@ def info() -> dict[str, Any]:
             "cuda": whether CUDA kernels are compiled in}
         kernels: dict of kind of device ("cpu", and "cuda" where there is one) -> dict of operator -> {"path", "why"};
             "pixels" are the conversions of counts, the others are those of `xrk.kernels`
-        codecs: {"imagecodecs": version or None, "note": what that means for TIFF files}
+        codecs: {"zlib", "libdeflate", "libzstd": version and how each was found, or None, "imagecodecs": version or
+            None, "note": what that means for TIFF files}
         models: names of the shipped models
     """
     packages = {name: _version(name) for name in _PACKAGES}
@@ -42,7 +43,7 @@ def info() -> dict[str, Any]:
         "devices": _devices(),
         "native": native,
         "kernels": _kernels(native),
-        "codecs": {"imagecodecs": packages["imagecodecs"], "note": _codecs(packages["imagecodecs"])},
+        "codecs": _codecs(packages["imagecodecs"]),
         "models": [card.name for card in list_models()],
     }
 
@@ -149,7 +150,21 @@ def _why(native: dict[str, Any]) -> str:
     return f"chosen by set_simd; this processor runs: {runs}"
 
 
-def _codecs(imagecodecs: str | None) -> str:
+def _codecs(imagecodecs: str | None) -> dict[str, str | None]:
+    """The libraries that TIFF files are compressed with, and in words who does what."""
+    try:
+        from xrk import _native as module
+    except ImportError:
+        module = None
+    names = ("zlib", "libdeflate", "libzstd")
+    found = {name: (module.tiff_library(name) or None) if module is not None else None for name in names}
+    own = ["LZW and PackBits by xrk"] if module is not None else []
+    deflate = next((name for name in ("libdeflate", "zlib") if found[name]), None)
+    own += [f"{codec} by {name} ({found[name]})" for codec, name in (("deflate", deflate), ("zstd", "libzstd"))
+            if name is not None and found[name]]  # fmt: skip
+    rest = "the rest" if own else "all"
     if imagecodecs is None:
-        return "tifffile alone; compressions that need imagecodecs come with pip install 'xrk[codecs]'"
-    return f"tifffile with imagecodecs {imagecodecs}: every compression that it knows"
+        rest += " by tifffile alone; what needs imagecodecs comes with pip install 'xrk[codecs]'"
+    else:
+        rest += f" by tifffile with imagecodecs {imagecodecs}: every compression that it knows"
+    return {**found, "imagecodecs": imagecodecs, "note": ", ".join([*own, rest])}

@@ -92,6 +92,8 @@ class Cache {
     return block;
   }
 
+  std::uint64_t budget() const { return budget_; }
+
   std::uint64_t bytes() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return bytes_;

@@ -152,12 +152,15 @@ void Reader::decode(const Geometry& g, const Segment& segment, std::uint64_t ind
   const RowKernels& kernels = active_rows();
   const std::size_t bytes = g.stored_bytes(index), row_bytes = g.row_bytes();
   // No codec makes twice as much of anything: the rest of a larger segment is not part of its image.
-  const std::size_t stored = std::min<std::uint64_t>(segment.bytes, 2 * std::uint64_t{bytes} + 65536);
-  unsigned char* const in = at_least(worker.stored, stored + decoder_slack);
-  input_->read(segment.offset, in, stored);
+  const bool compressed = g.compression != Compression::none;
+  const std::size_t stored =
+      compressed ? std::min<std::uint64_t>(segment.bytes, 2 * std::uint64_t{bytes} + 65536) : bytes;
   const bool aside = g.packed() || g.predictor == Predictor::floating;
   unsigned char* rows = aside ? at_least(worker.rows, bytes + decoder_slack) : out;
-  Outcome outcome = worker.decoders.decode(g.compression, in, stored, rows, bytes);
+  unsigned char* const in = compressed ? at_least(worker.stored, stored + decoder_slack) : rows;
+  input_->read(segment.offset, in, stored);
+  Outcome outcome = Outcome::complete;
+  if (compressed) outcome = worker.decoders.decode(g.compression, in, stored, rows, bytes);
   const std::uint64_t whole = row_bytes * g.segment_height;
   if (outcome == Outcome::too_long && whole > bytes) {
     // The last strip, which some writers fill up to the height of the others.
@@ -240,7 +243,7 @@ void Reader::for_segments(std::uint64_t frame, const Area& area, std::size_t thr
   });
 }
 
-void Reader::read_compressed(const Window& window, const Area& area, std::size_t threads) {
+void Reader::read_segments(const Window& window, const Area& area, std::size_t threads) {
   const Geometry& g = frame(window.page).geometry;
   for_segments(window.page, area, threads, [&](std::uint64_t y, std::uint64_t x, const BlockPointer& block) {
     const std::uint64_t left = x * g.segment_width, above = y * g.segment_height;
@@ -321,6 +324,17 @@ void Reader::read_uncompressed(const Window& window, const Area& area, std::size
   });
 }
 
+// Whether the window is taken from whole decoded segments. Uncompressed ones are read straight to where they are wanted,
+// since the system keeps them, but for narrow windows of wide strips: a system call for each row costs more than
+// keeping the strips for the windows beside this one.
+bool Reader::through_cache(const Geometry& g, const Area& area) const {
+  if (g.compression != Compression::none) return true;
+  const std::uint64_t needed = (area.right - area.left) * g.pixel_bytes();
+  const std::uint64_t strips = (area.bottom - 1) / g.segment_height - area.top / g.segment_height + 1;
+  return !g.tiled && !g.packed() && g.row_bytes() > needed + worth_a_call &&
+         checked_multiply(strips, g.decoded_bytes(0) + decoder_slack) <= cache_.budget() / 2;
+}
+
 void Reader::read(const Window& window, std::size_t threads) {
   const Geometry& g = frame(window.page).geometry;
   const Area area = inside(window);
@@ -330,10 +344,10 @@ void Reader::read(const Window& window, std::size_t threads) {
       !columns.closed(window.border)) {
     throw std::invalid_argument("the window does not hold the pixels that its border repeats");
   }
-  if (g.compression == Compression::none) {
-    read_uncompressed(window, area, threads);
+  if (through_cache(g, area)) {
+    read_segments(window, area, threads);
   } else {
-    read_compressed(window, area, threads);
+    read_uncompressed(window, area, threads);
   }
   const std::size_t bytes = window.values ? value_sizes[window.value] : g.pixel_bytes();
   fill_border(window.out, window.row_stride, rows, columns, window.border, bytes);
@@ -342,7 +356,7 @@ void Reader::read(const Window& window, std::size_t threads) {
 void Reader::load(const Window& window, std::size_t threads) {
   const Area area = inside(window);
   if (area.top >= area.bottom || area.left >= area.right) return;
-  if (frame(window.page).geometry.compression == Compression::none) return;
+  if (!through_cache(frame(window.page).geometry, area)) return;
   for_segments(window.page, area, threads, [](std::uint64_t, std::uint64_t, const BlockPointer&) {});
 }
 

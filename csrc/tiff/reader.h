@@ -51,7 +51,7 @@ class Reader {
   // Writes the window's pixels. Fails where the file does, at the first segment in its order that does.
   void read(const Window& window, std::size_t threads);
 
-  // Decodes what the window touches, for a later `read`. Uncompressed pages are left alone: the system keeps them.
+  // Decodes what `read` will take from decoded segments, for later.
   void load(const Window& window, std::size_t threads);
 
   // Ends reads under way, and all later ones, with a Failure (cancelled).
@@ -73,6 +73,7 @@ class Reader {
 
   Table table(std::uint64_t frame);
   Area inside(const Window& window) const;
+  bool through_cache(const Geometry& geometry, const Area& area) const;
   template <typename Job>
   void run_jobs(std::uint64_t count, std::size_t threads, const Job& job);
   BlockPointer block(std::uint64_t frame, const std::vector<Segment>& table, std::uint64_t index, Worker& worker);
@@ -82,7 +83,7 @@ class Reader {
              const unsigned char* pixels, std::uint64_t count) const;
   template <typename Use>
   void for_segments(std::uint64_t frame, const Area& area, std::size_t threads, const Use& use);
-  void read_compressed(const Window& window, const Area& area, std::size_t threads);
+  void read_segments(const Window& window, const Area& area, std::size_t threads);
   void read_uncompressed(const Window& window, const Area& area, std::size_t threads);
   void read_rows(const Window& window, const Area& area, const std::vector<Segment>& table, std::uint64_t column,
                  std::uint64_t top, std::uint64_t bottom, Worker& worker) const;

@@ -6,6 +6,7 @@ Nothing here uses xrk or tifffile: the files are put together byte by byte, some
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, SLONG, FLOAT, LONG8 = 1, 2, 3, 4, 5, 9, 11, 16
@@ -71,18 +72,19 @@ class File:
         starts = [16 + len(data)]
         for length in lengths:
             starts.append(starts[-1] + length)
-        behind, directories = b"", b""
+        behind, directories = b"", []
         for table, (start, following) in zip(tables, pairwise(starts), strict=True):
-            directories += struct.pack(f"{self.order}{'Q' if self.big else 'H'}", len(table))
+            directories.append(struct.pack(f"{self.order}{'Q' if self.big else 'H'}", len(table)))
             for code, kind, count, value in table:
                 if len(value) > inline:
                     place = starts[-1] + len(behind)
                     behind += value + bytes(len(value) % 2)
                     value = struct.pack(self.order + self.word, place)
-                directories += struct.pack(f"{self.order}HH{self.word}", code, kind, count) + value.ljust(inline, b"\0")
+                directories.append(struct.pack(f"{self.order}HH{self.word}", code, kind, count))
+                directories.append(value.ljust(inline, b"\0"))
             last = start == starts[-2]
-            directories += struct.pack(self.order + self.word, link if last else following)
-        return self.header(starts[0]) + data + directories + behind
+            directories.append(struct.pack(self.order + self.word, link if last else following))
+        return b"".join([self.header(starts[0]), data, *directories, behind])
 
     def header(self, first: int) -> bytes:
         mark = b"II" if self.order == "<" else b"MM"
@@ -122,6 +124,16 @@ def zstd(data: bytes) -> bytes:
     blocks = [data[i : i + 65536] for i in range(0, len(data), 65536)]
     heads = [(len(b) << 3 | (i == len(blocks) - 1)).to_bytes(3, "little") for i, b in enumerate(blocks)]
     return b"\x28\xb5\x2f\xfd\x00\x58" + b"".join(h + b for h, b in zip(heads, blocks, strict=True))
+
+
+@cache
+def deflate_bomb(size: int) -> bytes:
+    return zlib.compress(bytes(size), 9)
+
+
+@cache
+def lzw_bomb(size: int) -> bytes:
+    return lzw(bytes(size))
 
 
 def zstd_bomb(blocks: int) -> bytes:
@@ -165,7 +177,7 @@ def _sizes(f: File) -> Iterator[tuple[str, bytes]]:
                 yield f"size-{width:x}x{height:x}-{compression}", f.build(page)
             yield f"tiles-{width:x}x{height:x}", f.build(f.page(tile=True, TILE_WIDTH=width, TILE_LENGTH=height))
     # Pixels that a small file could only hold if it were a bomb.
-    bombs = {8: zlib.compress(bytes(1 << 24), 9), 50000: zstd_bomb(1 << 13), 5: lzw(bytes(1 << 16))}
+    bombs = {8: deflate_bomb(1 << 24), 50000: zstd_bomb(1 << 13), 5: lzw_bomb(1 << 16)}
     for compression, data in bombs.items():
         for side in (1 << 15, 1 << 17):
             for tile in (False, True):
@@ -174,7 +186,7 @@ def _sizes(f: File) -> Iterator[tuple[str, bytes]]:
                 page |= {c: t for c, t in f.page(data, tile, **sides).items() if c in (322, 323, 278)}
                 yield f"bomb-{compression}-{side}-{tile}", f.build(page, data=data)
     # A sound size, and far more in the stream.
-    for compression, data in ((8, zlib.compress(bytes(1 << 26), 9)), (50000, zstd_bomb(1 << 13))):
+    for compression, data in ((8, deflate_bomb(1 << 26)), (50000, zstd_bomb(1 << 13))):
         yield f"overfull-{compression}", f.build(f.page(data, COMPRESSION=compression), data=data)
 
 

@@ -247,6 +247,23 @@ def test_every_segment_is_decoded_once(tmp_path, rng):
         assert source._pixels.decoded_segments < 2 * 7 * 5
 
 
+@pytest.mark.parametrize("cache", [0, 1 << 20])
+@pytest.mark.parametrize("options", [{}, {"rowsperstrip": 9}, {"tile": (64, 1600)}], ids=str)
+def test_narrow_windows_of_wide_rows(tmp_path, rng, options, cache):
+    """Row by row, or from strips that are kept: neither reads rows of which little is wanted for nothing."""
+    for order in "<>":
+        array = counts(rng, "u2", (90, 1510))
+        path = save(tmp_path / "in.tif", array, byteorder=order, **options)
+        with io.open(path, threads=2, cache=cache) as source:
+            for top, bottom, left, right in [(0, 90, 1400, 1510), (40, 41, 0, 30), (1, 89, 7, 8)]:
+                rows, cols = slice(top, bottom), slice(left, right)
+                for dtype in (None, "f4"):
+                    found = source.read(rows, cols, halo=6, dtype=dtype)
+                    values = array if dtype is None else (array * (1.0 / 65535)).astype(dtype)
+                    np.testing.assert_array_equal(found, padded(values, rows, cols, 6, "reflect"))
+            assert source._pixels.cached_bytes <= cache
+
+
 def test_out_may_be_part_of_a_larger_array(tmp_path, rng):
     array = counts(rng, "u2", (30, 40))
     for options in ({}, {"compression": "zlib"}, {"byteorder": ">"}, {"tile": (16, 16)}):
