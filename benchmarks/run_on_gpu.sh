@@ -78,8 +78,21 @@ if [ "$device" = cuda ]; then
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | tee -a "$summary"
 fi
 
+# Without pytest-benchmark everything is checked and nothing is timed.
+timed=part
+plain=()
+if "$python" -c 'import pytest_benchmark' 2>/dev/null; then
+    plain=(--benchmark-disable)
+else
+    timed=untimed
+fi
+untimed() {
+    say "$1: not run, pytest-benchmark is not here"
+    failed=1
+}
+
 tests=tests/kernels/gpu
-check=("$python" -m pytest -q -rfE --tb=short --benchmark-disable)
+check=("$python" -m pytest -q -rfE --tb=short "${plain[@]}")
 measure=("$python" -m pytest -q --device "$device" --results "$folder")
 install=("$python" -m pip install --quiet --no-build-isolation --no-deps -e .)
 scans=(benchmarks/bench_selective_scan_2d.py benchmarks/bench_selective_scan.py)
@@ -88,15 +101,15 @@ if [ "$device" = cuda ]; then
     part build 150 "${install[@]}"
     part numerics 150 "${check[@]}" "${workers[@]}" "$tests/test_numerics.py" "$tests/test_gradients.py" \
         "$tests/test_pixels.py"
-    part scans 100 "${measure[@]}" "${scans[@]}"
-    part layers 100 "${measure[@]}" "${layers[@]}"
+    "$timed" scans 100 "${measure[@]}" "${scans[@]}"
+    "$timed" layers 100 "${measure[@]}" "${layers[@]}"
     part large 60 "${check[@]}" "$tests/test_large.py"
     part torch 60 "${check[@]}" "${workers[@]}" "$tests/test_torch.py"
     part runtime 120 "${check[@]}" -s tests/runtime/gpu
     # From here on with what time is left.
-    part full_scans 300 "${measure[@]}" --full "${scans[@]}"
-    part full_layers 300 "${measure[@]}" --full "${layers[@]}"
-    part full_gradients 120 "${measure[@]}" --full benchmarks/bench_selective_scan_2d_backward.py
+    "$timed" full_scans 300 "${measure[@]}" --full "${scans[@]}"
+    "$timed" full_layers 300 "${measure[@]}" --full "${layers[@]}"
+    "$timed" full_gradients 120 "${measure[@]}" --full benchmarks/bench_selective_scan_2d_backward.py
     if sanitizer=$(command -v compute-sanitizer); then
         part sanitizer 300 "$sanitizer" --error-exitcode 9 "${check[@]}" -x "$tests/test_numerics.py" \
             -k 'test_every_dtype and float16'
@@ -105,7 +118,7 @@ else
     export XRK_GPU_TESTS_DEVICE=cpu
     part build 150 env XRK_CUDA=0 "${install[@]}"
     part numerics 120 "${check[@]}" "$tests/test_numerics.py" -k 'layer_norm and not size'
-    part layers 120 "${measure[@]}" --tiny benchmarks/bench_layer_norm.py benchmarks/bench_pixels.py
+    "$timed" layers 120 "${measure[@]}" --tiny benchmarks/bench_layer_norm.py benchmarks/bench_pixels.py
     part large 60 "${check[@]}" "$tests/test_large.py"
 fi
 

@@ -9,6 +9,11 @@ from xrk.kernels.scan.selective_scan_2d import arrays, check_states, take
 
 __all__ = ["selective_scan", "selective_scan_reference"]
 
+# On a CPU, so many values of a map are taken at a time, in whole chunks of the C++ kernels' steps: what is converted,
+# gathered and gated stays in the cache, and so much and no more lies beside the tensors.
+PIECE_VALUES = 2**18
+CHUNK_STEPS = 64
+
 dispatch.register(
     "selective_scan",
     cpu=dispatch.Native("selective_scan"),
@@ -42,9 +47,9 @@ def selective_scan(
     D, delta_bias: (D) or None. Parameters are of u's dtype or float32.
     order: (L) or (batch, L) int64, each position once: where the scan goes. Everything, the result too, stays at its
         position. initial_state: (batch, D, N) or None (zero).
-    Returns out (batch, D, L) of u's dtype, contiguous; with return_last_state also the state after the last step,
-    (batch, D, N), float32 (float64 for float64). float64 on a CUDA device runs as the reference, and the first such
-    call warns. Differentiable, once.
+    Returns out (batch, D, L) of u's dtype, with D contiguous where u's is, else contiguous; with return_last_state also
+    the state after the last step, (batch, D, N), float32 (float64 for float64). float64 on a CUDA device runs as the
+    reference, and the first such call warns. Differentiable, once.
     Raises TypeError for another kind or dtype, ValueError for another shape or device, or an order that does not hold
     each position once.
     Gu, Dao 2023, Mamba, arXiv 2312.00752, section 3.3; the arguments as in that paper's public code.
@@ -76,39 +81,65 @@ def _selective_scan(
     ):
         raise ValueError(f"order has shape {tuple(order.shape)}; expected each position 0 to {u.shape[2] - 1} once")
     path, code = take("selective_scan", u)
+    out = _empty_result(u)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, order)
     if path == "triton":
-        return code.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state)
+        return out, code.selective_scan(*arguments, initial_state, out)
     if path == "reference":
-        out, state = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state)
-        return out.contiguous(), state
-    dtype = compute_dtype(u.dtype)
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    state = torch.zeros(batch, channels, states, dtype=dtype)
+        y, state = selective_scan_reference(*arguments, initial_state)
+        return out.copy_(y), state
+    state = torch.zeros(u.shape[0], u.shape[1], A.shape[1], dtype=compute_dtype(u.dtype))
     if initial_state is not None:
         state.copy_(initial_state)
-    out = torch.empty(batch, length, channels, dtype=dtype)
-    last = [tensor.transpose(1, 2) for tensor in (u, delta)]
-    rows = [tensor.reshape(batch, -1, states, length).transpose(2, 3) for tensor in (B, C)]
-    code(
-        *arrays(dtype, *last, A, *rows),
-        *(None if p is None else arrays(dtype, p)[0] for p in (D, delta_bias)),
-        delta_softplus,
-        None if order is None else order.contiguous().numpy(),
-        state.numpy(),
-        out.numpy(),
-        torch.get_num_threads(),
-    )
-    out = out.transpose(1, 2)
-    if z is not None:
-        out = out * F.silu(z.to(dtype))
-    return out.to(u.dtype).contiguous(), state
+    _scan_pieces(code, *arguments, state, out)
+    return out, state
+
+
+def _scan_pieces(code, u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, state, out) -> None:
+    """The C++ scan, piece after piece of the sequences: fills out, and turns the start in `state` into the end."""
+    dtype = state.dtype
+    batch, channels, length = u.shape
+    A, D, delta_bias = (None if t is None else arrays(dtype, t)[0] for t in (A, D, delta_bias))
+    u, delta, z, out = (None if t is None else t.transpose(1, 2) for t in (u, delta, z, out))
+    B, C = (t.reshape(batch, -1, state.shape[2], length).permute(0, 3, 1, 2) for t in (B, C))
+    if order is not None:
+        # Gathered rows must lie together: a position's N values would be as many cache lines.
+        B, C = B.contiguous(), C.contiguous()
+    image = torch.arange(batch)[:, None]
+    steps = max(1, PIECE_VALUES // (batch * channels * CHUNK_STEPS)) * CHUNK_STEPS
+    for first in range(0, length, steps):
+        part = slice(first, min(length, first + steps))
+        place = (slice(None), part) if order is None else (image, order.expand(batch, length)[:, part])
+        y = torch.empty(batch, part.stop - part.start, channels, dtype=dtype)
+        code(
+            *arrays(dtype, u[place], delta[place]),
+            A,
+            *arrays(dtype, B[place].transpose(1, 2), C[place].transpose(1, 2)),
+            D,
+            delta_bias,
+            delta_softplus,
+            None,
+            state.numpy(),
+            y.numpy(),
+            torch.get_num_threads(),
+        )
+        if z is not None:
+            y *= F.silu(z[place].to(dtype))
+        out[place] = y.to(out.dtype)
+
+
+def _empty_result(u: torch.Tensor) -> torch.Tensor:
+    """(batch, D, L) as u: a position's channels lie together where u's do."""
+    channels_last = u.transpose(1, 2)
+    if channels_last.is_contiguous():
+        return torch.empty_like(channels_last).transpose(1, 2)
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
 
 @_selective_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state):
     state = torch.empty(u.shape[0], u.shape[1], A.shape[1], dtype=compute_dtype(u.dtype), device=u.device)
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device), state
+    return _empty_result(u), state
 
 
 def _check(u, delta, A, B, C, D, z, delta_bias, order, initial_state) -> None:

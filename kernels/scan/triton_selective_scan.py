@@ -120,10 +120,8 @@ def walk_pieces(
             tl.store(sums + piece * D + d[j], total[j] * LN2, mask=d[j] < end)
 
 
-def selective_scan(
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, last state) of `xrk.kernels.selective_scan` for checked arguments, float16, bfloat16 or float32."""
+def selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state, out) -> torch.Tensor:
+    """Fills out, and returns the last state, of `xrk.kernels.selective_scan` for checked arguments of 16 or 32 bits."""
     batch, channels, length = u.shape
     states = A.shape[1]
     dtype = compute_dtype(u.dtype)
@@ -138,10 +136,11 @@ def selective_scan(
     pieces = triton.cdiv(length, piece)
     sums = torch.empty(batch, pieces, channels, dtype=dtype, device=u.device)
     line_states = sums.new_empty(batch, pieces, channels, states)
-    out = torch.empty_like(values)
+    target = out.transpose(1, 2)
+    y = target if target.is_contiguous() else torch.empty_like(values)
     # What is not there is never read: any tensor stands for it.
     skip, bias, gate, places = (values if t is None else t.contiguous() for t in (D, delta_bias, gates, order))
-    tensors = (values, steps, rows, A.contiguous(), skip, bias, gate, places, sums, line_states, out)
+    tensors = (values, steps, rows, A.contiguous(), skip, bias, gate, places, sums, line_states, y)
     sizes = (pieces, length, piece, length if places.ndim == 2 else 0)
     constants = {"D": channels, "GROUP": channels // groups, "N": states, "BIAS": delta_bias is not None}
     constants |= {"SOFTPLUS": delta_softplus, "ORDER": order is not None} | packing(u.dtype) | config
@@ -153,4 +152,6 @@ def selective_scan(
         walk_pieces[(batch * pieces, blocks)](*tensors, *sizes, **constants, **summary, enable_fp_fusion=True)
         last = carry_states(sums, line_states, A, False, initial_state)
     walk_pieces[(batch * pieces, blocks)](*tensors, *sizes, **constants, **final, enable_fp_fusion=True)
-    return out.transpose(1, 2).contiguous(), line_states[:, 0] if pieces == 1 else last
+    if y is not target:
+        target.copy_(y)
+    return line_states[:, 0] if pieces == 1 else last

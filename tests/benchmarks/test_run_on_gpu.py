@@ -36,6 +36,18 @@ def test_a_part_that_fails_keeps_none_from_running(tmp_path):
         assert "ran -m p" in (results / f"gpu_{name}.log").read_text()
 
 
+def test_without_pytest_benchmark_nothing_is_timed(tmp_path):
+    done = run(tmp_path, 'case "$*" in *import*benchmark*|*--benchmark-disable*) exit 1;; esac', "60", str(tmp_path))
+    assert done.returncode == 1
+    parts = (tmp_path / "gpu_summary.txt").read_text().splitlines()[1:]
+    assert [line.split(" after ")[0] for line in parts] == [
+        "build: exit status 0",
+        "numerics: exit status 0",
+        "layers: not run, pytest-benchmark is not here",
+        "large: exit status 0",
+    ]
+
+
 def test_it_ends_in_time(tmp_path):
     done = run(tmp_path, 'case "$*" in *pip*) sleep 40;; esac', "13", str(tmp_path / "results"))
     assert done.returncode == 1

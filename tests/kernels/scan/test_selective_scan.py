@@ -1,5 +1,9 @@
 """The scan of sequences on the CPU against its definition in float64, in any order and in parts."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,6 +67,58 @@ def test_what_is_optional_may_be_left_out(without):
     inputs["delta"] = inputs["delta"].abs()
     expected, _ = selective_scan_reference(**inputs)
     assert error(kernels.selective_scan(**inputs), expected) < 1e-14
+
+
+@pytest.mark.parametrize("values", [1, 64 * 2 * 9])
+@pytest.mark.parametrize("order", [None, "one", "per image"])
+def test_pieces_are_the_whole(monkeypatch, values, order):
+    """200 steps, 64 at a time: with their own order, gathered, and with channels or positions that lie together."""
+    module = sys.modules["xrk.kernels.scan.selective_scan"]
+    monkeypatch.setattr(module, "PIECE_VALUES", values)
+    inputs = make(2, 9, 200, 3, 3)
+    if order is not None:
+        orders = torch.stack([torch.randperm(200, generator=torch.Generator().manual_seed(i)) for i in (0, 1)])
+        inputs["order"] = orders if order == "per image" else orders[0]
+    expected, expected_state = selective_scan_reference(**inputs, delta_softplus=True)
+    for lie_together in (False, True):
+        if lie_together:
+            for name in ("u", "delta", "z"):
+                inputs[name] = inputs[name].transpose(1, 2).contiguous().transpose(1, 2)
+        out, state = kernels.selective_scan(**inputs, delta_softplus=True, return_last_state=True)
+        assert out.stride() == inputs["u"].stride()
+        assert error(out, expected) < 1e-13 and error(state, expected_state) < 1e-13
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from xrk import kernels
+
+def resident(key):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+dtype, length = getattr(torch, sys.argv[1]), int(sys.argv[2])
+u, delta, z = (torch.ones(1, length, 64, dtype=dtype).transpose(1, 2) for _ in range(3))
+B, C = (torch.ones(1, 2, length, dtype=dtype) for _ in range(2))
+inputs = (u, delta, -torch.ones(64, 2), B, C, torch.ones(64), z, torch.ones(64), True)
+kernels.selective_scan(*(t[..., :9] if isinstance(t, torch.Tensor) and t.shape[-1] == length else t for t in inputs))
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+out = kernels.selective_scan(*inputs)
+print(resident("VmHWM") - before - out.nbytes)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are read from /proc")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_lies_beside_the_tensors_is_some_pieces(dtype):
+    """In a new process; each of the four maps has 8 MiB in 16 bits, and a piece of one 1 MiB in float32."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURE, dtype, "65536"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 8 * 2**20, done.stdout
 
 
 def test_growing_states_are_followed():
