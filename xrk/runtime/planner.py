@@ -40,8 +40,8 @@ TALL_PIXELS = 1 << 16
 MIB = 1 << 20
 
 # What a process takes for its first plan beside the tensors: 15 to 17 MiB of torch's and oneDNN's code, and the code
-# that oneDNN writes for every shape of convolution and of band.
-BACKEND, SHAPE = 24 * MIB, 700 << 10
+# that oneDNN writes. And a quarter of the prepared weights more, lost between them while they are made.
+BACKEND, LOST = 26 * MIB, 1 / 4
 STEP = 400  # bytes of one step of the order, with its tuples
 
 
@@ -247,8 +247,7 @@ class _Sized:
         self.streamed = streamed
         self.handed_on = set(graph.outputs) if streamed else set()
         weights = sum(n.weight_bytes for n in graph.nodes)
-        shapes = {(n.label, n.output.shape, *(v.shape for v in n.inputs)) for n in graph.nodes if n.weight_bytes}
-        self._backend = BACKEND + SHAPE * len(shapes)
+        self._backend = BACKEND + int(LOST * weights)
         self.passes: list[Pass] = []
         for segment in cut(graph, again):
             self.passes.append(schedule(segment, self.band, least))
