@@ -32,7 +32,36 @@ class Block {
   std::size_t bytes_;
 };
 
-using BlockPointer = std::shared_ptr<Block>;
+using BlockPointer = std::shared_ptr<const Block>;
+
+// Blocks that nobody reads any more. Their pages are in memory: the next segment need not ask the system for others.
+class Spares {
+ public:
+  Spares() { blocks_.reserve(most); }
+
+  std::unique_ptr<Block> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (blocks_.empty()) return nullptr;
+    std::unique_ptr<Block> block = std::move(blocks_.back());
+    blocks_.pop_back();
+    return block;
+  }
+
+  void give(std::unique_ptr<Block> block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (blocks_.size() < most) blocks_.push_back(std::move(block));
+  }
+
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    blocks_.clear();
+  }
+
+ private:
+  static constexpr std::size_t most = 4;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+};
 
 class Cache {
  public:
@@ -41,14 +70,13 @@ class Cache {
     bool operator==(const Key& other) const { return page == other.page && segment == other.segment; }
   };
 
-  explicit Cache(std::uint64_t budget) : budget_(budget) {}
+  explicit Cache(std::uint64_t budget) : budget_(budget), spares_(std::make_shared<Spares>()) {}
 
   // The block under this key. Where there is none, make(spare) makes it, once, however many threads ask at the same
-  // time; `spare` is a block that nobody needs any more, or null. What `make` throws goes to the thread that called it;
-  // the others then try for themselves.
+  // time, as a std::unique_ptr<Block>; `spare` is one that nobody needs any more, or null. What `make` throws goes to
+  // the thread that called it; the others then try for themselves.
   template <typename Make>
   BlockPointer get(const Key& key, const Make& make) {
-    BlockPointer spare;
     {
       std::unique_lock<std::mutex> lock(mutex_);
       for (;;) {
@@ -67,14 +95,12 @@ class Cache {
         kept_.pop_front();
         throw;
       }
-      if (!spare_.empty()) {
-        spare = std::move(spare_.back());
-        spare_.pop_back();
-      }
     }
     BlockPointer block;
     try {
-      block = make(std::move(spare));
+      // The last who lets go of it hands it back; what others read of it is done by then.
+      block = BlockPointer(make(spares_->take()).release(),
+                           [spares = spares_](const Block* done) { spares->give(own(done)); });
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto found = places_.find(key);
@@ -102,10 +128,12 @@ class Cache {
   void clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto at = kept_.begin(); at != kept_.end();) at = at->block ? drop(at) : std::next(at);
-    spare_.clear();
+    spares_->clear();
   }
 
  private:
+  static std::unique_ptr<Block> own(const Block* block) { return std::unique_ptr<Block>(const_cast<Block*>(block)); }
+
   struct Kept {
     Key key;
     BlockPointer block;  // null while it is made
@@ -128,8 +156,6 @@ class Cache {
   std::list<Kept>::iterator drop(std::list<Kept>::iterator at) {
     bytes_ -= at->block->bytes();
     places_.erase(at->key);
-    // Its pages are in memory already: the next block of this size need not ask the system for others.
-    if (spare_.size() < 4 && at->block.use_count() == 1) spare_.push_back(std::move(at->block));
     return kept_.erase(at);
   }
 
@@ -138,7 +164,7 @@ class Cache {
   std::condition_variable made_;
   std::list<Kept> kept_;  // the last one asked for first
   std::unordered_map<Key, std::list<Kept>::iterator, Hash> places_;
-  std::vector<BlockPointer> spare_;
+  const std::shared_ptr<Spares> spares_;
   std::uint64_t bytes_ = 0;
 };
 

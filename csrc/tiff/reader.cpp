@@ -195,9 +195,9 @@ void Reader::decode(const Geometry& g, const Segment& segment, std::uint64_t ind
 BlockPointer Reader::block(std::uint64_t frame, const std::vector<Segment>& table, std::uint64_t index,
                            Worker& worker) {
   const Geometry& g = this->frame(frame).geometry;
-  return cache_.get({frame, index}, [&](BlockPointer spare) {
+  return cache_.get({frame, index}, [&](std::unique_ptr<Block> spare) {
     const std::size_t bytes = g.decoded_bytes(index) + decoder_slack;
-    if (!spare || spare->bytes() < bytes || spare->bytes() / 2 > bytes) spare = std::make_shared<Block>(bytes);
+    if (!spare || spare->bytes() < bytes || spare->bytes() / 2 > bytes) spare = std::make_unique<Block>(bytes);
     decode(g, table[index], index, spare->data(), worker);
     ++decoded_;
     return spare;

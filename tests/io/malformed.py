@@ -150,14 +150,12 @@ CODECS = {5: lzw, 8: zlib.compress, 32946: zlib.compress, 32773: packbits, 50000
 
 
 def files() -> Iterator[tuple[str, bytes]]:
-    """Names and bytes, all of them of files that are wrong."""
-    for big in (False, True):
-        for order in "<>":
-            f = File(order, big)
-            prefix = f"{'big' if big else 'classic'}{'-le' if order == '<' else '-be'}"
-            for kind in (_sizes, _tables, _pages, _tags, _mismatches, _codecs, _metadata, _cuts):
-                for name, content in kind(f):
-                    yield f"{prefix}-{name}", content
+    """Names and bytes, all of them of files that are wrong: classic and little-endian, BigTIFF and big-endian."""
+    for big, order in ((False, "<"), (True, ">")):
+        f = File(order, big)
+        for kind in (_sizes, _tables, _pages, _tags, _mismatches, _codecs, _metadata, _cuts):
+            for name, content in kind(f):
+                yield f"{'big' if big else 'classic'}-{name}", content
 
 
 def _sizes(f: File) -> Iterator[tuple[str, bytes]]:

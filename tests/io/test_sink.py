@@ -70,11 +70,12 @@ def read_by_others(path, array, dtype, codec, predictor):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_layout(tmp_path, codec, layout, dtype):
-    rng = random.Random(1)
+    rng = random.Random(f"{codec} {layout} {dtype}")
     predictor = 3 if dtype[0] == "f" else 2
     for shape in [(40, 53), (1, 1), (1, 70), (33, 1), (2, 17, 53)]:
         array = pixels(shape, dtype)
-        for order, big, predicted in itertools.product("<>", (False, True), (False, True)):
+        ways = list(itertools.product("<>", (False, True), (False, True)))
+        for order, big, predicted in ways if shape == (40, 53) else rng.sample(ways, 2):
             path = tmp_path / "out.tif"
             options = {"compression": codec, "byteorder": order, "bigtiff": big, "predictor": predicted}
             with io.create(path, shape=shape, dtype=dtype, **LAYOUTS[layout], **options) as sink:

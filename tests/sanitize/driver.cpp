@@ -17,6 +17,8 @@
 
 using namespace xrk::cpu;
 
+int read_segments_at_once();  // segments.cpp
+
 namespace {
 
 int failures = 0;
@@ -457,6 +459,10 @@ int main() {
   }
   pixel_conversions(33);
   pixel_conversions(200003);
+  if (read_segments_at_once() != 0) {
+    std::puts("windows of a TIFF file differ from what was written");
+    ++failures;
+  }
   if (failures == 0) std::puts("every kernel, on every path of this processor: no difference");
   return failures == 0 ? 0 : 1;
 }

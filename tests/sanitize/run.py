@@ -1,5 +1,6 @@
-"""Builds driver.cpp with csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer,
-and runs both: `python tests/sanitize/run.py`. Fails where a sanitizer reports anything or a result differs.
+"""Builds driver.cpp and segments.cpp with csrc/cpu and csrc/tiff under AddressSanitizer and UndefinedBehaviorSanitizer,
+then under ThreadSanitizer, and runs both: `python tests/sanitize/run.py`. Fails where a sanitizer reports anything or a
+result differs.
 
 Needs g++ (or another GCC in CXX) with libasan, libubsan and libtsan. The kernels for AVX-512 run only on a processor
 that has it, and are instrumented there alone.
@@ -37,7 +38,8 @@ REPORTS = {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "TSAN_OPTIONS": "h
 def main() -> None:
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     x86 = platform.machine().lower() in {"x86_64", "amd64"}
-    sources = [HERE / "driver.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
+    sources = [HERE / "driver.cpp", HERE / "segments.cpp"]
+    sources += [*sorted((CSRC / "cpu").glob("*.cpp")), *sorted((CSRC / "tiff").glob("*.cpp"))]
     with tempfile.TemporaryDirectory() as folder:
         for name, sanitizer in SANITIZERS.items():
             commands, objects = [], []
@@ -53,7 +55,7 @@ def main() -> None:
             with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
                 list(pool.map(run, commands))
             program = str(Path(folder, "driver"))
-            run([*compiler, *sanitizer, *objects, "-pthread", "-o", program])
+            run([*compiler, *sanitizer, *objects, "-ldl", "-pthread", "-o", program])
             print(f"{name}: ", end="", flush=True)
             run([program])
 
