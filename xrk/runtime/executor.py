@@ -61,7 +61,9 @@ def _run_pass(
             v = store.value
             # An output goes to the caller, who expects a contiguous tensor.
             plain = v in outputs
-            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device)
+            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else held.get(store.over)
+            if held[v] is None:
+                held[v] = layout(v, v.rows, device)
         memory = held.get(store.value)
         if store.kind in ("line", "ring"):
             memory = layout(store.value, store.capacity, device, block[at : at + store.bytes])
@@ -216,6 +218,10 @@ class _Ring(_Memory):
 class _Whole(_Memory):
     """All rows."""
 
+    def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
+        super().__init__(store, memory, device)
+        self.over = store.over
+
     def read(self, a: int, b: int) -> torch.Tensor:
         if a >= 0 and b <= self.rows:
             return self.memory.narrow(self.axis, a, b - a)
@@ -224,7 +230,8 @@ class _Whole(_Memory):
 
     def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int) -> None:
         place = self.memory.narrow(self.axis, r0, r1 - r0)
-        if node.writes_out:
+        # What it reads may be what is written over.
+        if node.writes_out and self.over is None:
             node.compute(r0, r1, rows, place)
         else:
             place.copy_(node.compute(r0, r1, rows, None))

@@ -6,6 +6,7 @@ from xrk.runtime import (
     nodes_global,
     nodes_interpolation,
     nodes_pooling,
+    nodes_scan,
     nodes_shape,
 )
 
@@ -15,5 +16,6 @@ __all__ = [
     "nodes_global",
     "nodes_interpolation",
     "nodes_pooling",
+    "nodes_scan",
     "nodes_shape",
 ]

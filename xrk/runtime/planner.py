@@ -15,8 +15,9 @@ from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse
 from xrk.runtime.graph import Graph, RowLocal, Value
-from xrk.runtime.schedule import Pass, schedule
-from xrk.runtime.segments import cut
+from xrk.runtime.keeping import made_again
+from xrk.runtime.schedule import Pass, overwrite, schedule
+from xrk.runtime.segments import Segment, cut
 from xrk.runtime.whole import _exact
 
 __all__ = ["BANDS", "Plan", "make_plan"]
@@ -24,6 +25,8 @@ __all__ = ["BANDS", "Plan", "make_plan"]
 # The ladder, fastest first: bands that stay in cache and are high enough for a convolution to be quick.
 # With the rows at a time goes the fewest rows of a small map that are made at once (see `schedule`).
 BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
+# Where maps are kept between segments: bytes against products. So many products a byte are spent rather than hold it.
+PRODUCTS = (8, 32, 128, 1 << 20)
 # Higher ones go before them where the image is narrow: as many pixels in a band, in fewer and larger products.
 TALL = (256, 128, 64)
 TALL_PIXELS = 1 << 16
@@ -101,6 +104,7 @@ class Plan:
                 lines.append(f"    summarises {', '.join(sorted({n.label for n in p.segment.summaries}))}")
             for v in p.segment.whole:
                 what = "output" if v in self._graph.outputs else "kept whole"
+                what += " in the place of another" * any(s.value is v and s.over is not None for s in p.stores)
                 lines.append(f"    {what}: {' x '.join(map(str, v.shape))} on {self.device}, {_mib(v.bytes)}")
         lines += [f"  {name}: {_mib(size)}" for name, size in self.parts.items()]
         limit = "" if self.budget is None else f" of {_mib(self.budget)} allowed"
@@ -136,53 +140,97 @@ def make_plan(
         graph = _graph(module, shape, dtype, where, unknown)
         checked = _check(module, graph, shape, dtype, where, unknown)
         limit = _free(where) if budget is None else budget
-        best = None
-        for candidate in _candidates(graph, band):
-            sized = _Sized(graph, candidate)
-            if best is None or sized.peak < best.peak:
-                best = sized
-            if sized.peak <= limit:
-                best = sized
-                break
-        else:
-            if budget is not None:
-                raise MemoryBudgetError(
-                    f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
-                    f"{_mib(best.peak)}; expected at least memory={best.peak}.",
-                    best.peak,
-                )
+        best = _first_that_fits(_candidates(graph, band), limit)
+        if best.peak > limit and budget is not None:
+            raise MemoryBudgetError(
+                f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
+                f"{_mib(best.peak)}; expected at least memory={best.peak}.",
+                best.peak,
+            )
     return Plan(
         shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
     )
 
 
-def _candidates(graph: Graph, band: int | None) -> Iterator[tuple[int, int, frozenset[Value]]]:
+def _first_that_fits(candidates: Iterator["_Candidate"], limit: int) -> "_Sized":
+    """The first candidate that takes no more bytes than ``limit``; where there is none, the smallest of all."""
+    best, left = None, []
+    for candidate in candidates:
+        if candidate.floor > limit:
+            left.append(candidate)  # not laid out, for that takes long
+            continue
+        sized = candidate.size()
+        if sized.peak <= limit:
+            return sized
+        if best is None or sized.peak < best.peak:
+            best = sized
+    for candidate in sorted(left, key=lambda c: c.floor):
+        if best is None or candidate.floor < best.peak:
+            sized = candidate.size()
+            best = sized if best is None or sized.peak < best.peak else best
+    return best
+
+
+def _candidates(graph: Graph, band: int | None) -> Iterator["_Candidate"]:
     width = graph.input.shape[3]
     bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
-    for b, least in bands:
-        yield b, least, frozenset()
     outputs = set(graph.outputs)
+    policies = [frozenset()]
     if any(v not in outputs for s in cut(graph) for v in s.whole):
-        # Each is long to lay out, for every segment begins at the image again.
-        for b, least in (*bands[:-1:3], bands[-1]):
-            yield b, least, frozenset(n.output for n in graph.nodes)
+        policies += [made_again(graph, products) for products in PRODUCTS]
+        policies.append(frozenset(n.output for n in graph.nodes))
+    for i, again in enumerate(policies):
+        if again in policies[:i]:
+            continue
+        segments = cut(graph, again)
+        # Each plan that makes maps again is long to lay out.
+        for b, least in bands if i == 0 else (*bands[:-1:3], bands[-1]):
+            yield _Candidate(graph, segments, b, least)
+
+
+class _Candidate:
+    """Bands, and the segments that they run through; `size` lays it out."""
+
+    def __init__(self, graph: Graph, segments: list[Segment], band: int, least: int) -> None:
+        self.graph, self.segments, self.band, self.least = graph, segments, band, least
+
+    @property
+    def floor(self) -> int:
+        """Bytes that it takes at least: what is held, if every map that can be is laid over another."""
+        most, held, outputs = 0, {}, set(self.graph.outputs)
+        for segment in self.segments:
+            held.update((n.output, n.output.bytes) for n in segment.before)
+            held.update((v, v.bytes) for v in segment.whole)
+            held.update((n.output, n.operator.state_bytes) for n in segment.summaries)
+            ended = [v for v in segment.last_use if v in segment.sources]
+            made = sum(v.bytes for v in segment.whole if v not in outputs)
+            most = max(most, sum(held.values()) - min(made, sum(v.bytes for v in ended)))
+            for v in segment.last_use:
+                held.pop(v, None)
+        return most
+
+    def size(self) -> "_Sized":
+        return _Sized(self)
 
 
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, graph: Graph, candidate: tuple[int, int, frozenset[Value]]) -> None:
-        self.band, least, again = candidate
-        self.passes = [schedule(s, self.band, least) for s in cut(graph, again)]
+    def __init__(self, candidate: _Candidate) -> None:
+        graph, self.band = candidate.graph, candidate.band
+        self.passes = [schedule(s, self.band, candidate.least) for s in candidate.segments]
         weights = sum(n.weight_bytes for n in graph.nodes)
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
         self.parts: dict[str, int] = {}
         for p in self.passes:
+            overwrite(p, outputs)
             for node in p.segment.before:
                 held[node.output] = node.output.bytes
                 self._see(weights, held, outputs, {})
+            for store in p.stores:
+                held.pop(store.over, None)
             for v in p.segment.whole:
                 held[v] = v.bytes
             for node in p.segment.summaries:
@@ -199,7 +247,8 @@ class _Sized:
             "order of steps": STEP * sum(len(p.steps) for p in self.passes),
             "prepared weights": weights,
             "output": sum(size for v, size in held.items() if v in outputs),
-            "maps kept whole": sum(size for v, size in held.items() if v not in outputs),
+            "maps kept whole": sum(s for v, s in held.items() if v not in outputs and v.row_axis is not None),
+            "states and vectors": sum(s for v, s in held.items() if v not in outputs and v.row_axis is None),
             **here,
         }
         parts["allocator"] = (here.get("line buffers", 0) + here.get("bands and scratch", 0)) // ALLOCATOR

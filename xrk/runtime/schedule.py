@@ -5,12 +5,13 @@ needs, node by node backwards, and a node computes at most a band's share at onc
 network, every row is computed once, and a value keeps only rows that some reader has yet to see.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from xrk.runtime.graph import Node, RowLocal, Summarise, Value
 from xrk.runtime.segments import Segment
 
-__all__ = ["Pass", "Step", "Store", "schedule"]
+__all__ = ["Pass", "Step", "Store", "overwrite", "schedule"]
 
 
 @dataclass(eq=False)
@@ -22,6 +23,7 @@ class Store:
             to its beginning when it is full; "ring": the same, written round and round, for rows that are kept long;
             "whole": all rows.
         border: rows of zeros above row 0 and below the last.
+        over: the map of an earlier segment in whose memory all rows lie.
     """
 
     value: Value
@@ -29,6 +31,7 @@ class Store:
     capacity: int = 0
     border: int = 0
     index: int = -1
+    over: Value | None = None
 
     @property
     def bytes(self) -> int:
@@ -83,6 +86,41 @@ class Pass:
     def line_bytes(self) -> int:
         """Bytes of the memory that keeps rows from band to band."""
         return sum(s.reserved for s in self.stores if s.kind in ("line", "ring"))
+
+
+def overwrite(p: Pass, outputs: Collection[Value]) -> None:
+    """Lays maps that a pass makes over those that it is the last to read, where every row is read before it goes.
+
+    ``outputs``: of the network; they have memory of their own.
+    """
+    out_of_order = {n.inputs[i] for n in p.segment.nodes for i in n.whole_inputs}
+    free = [
+        s
+        for s in p.stores
+        if s.value in p.segment.sources and s.value in p.segment.last_use and s.value not in out_of_order
+    ]
+    for store in p.stores:
+        if store.value not in p.segment.whole or store.value in outputs:
+            continue
+        for old in free:
+            if _alike(old.value, store.value) and _read_in_time(p, old.index, store.index):
+                store.over = old.value
+                free.remove(old)
+                break
+
+
+def _alike(a: Value, b: Value) -> bool:
+    return (a.shape, a.dtype, a.row_axis) == (b.shape, b.dtype, b.row_axis)
+
+
+def _read_in_time(p: Pass, old: int, new: int) -> bool:
+    """Whether no step reads a row of one store after an earlier step has written that row of the other."""
+    lowest = p.stores[old].value.rows
+    for step in reversed(p.steps):
+        if step.store == new and step.r1 > lowest:
+            return False
+        lowest = min([lowest, *(a for _, k, a, _ in step.reads if k == old)])
+    return True
 
 
 def schedule(segment: Segment, band: int, least: int = 1) -> Pass:
@@ -265,6 +303,7 @@ class _Run:
                     bands[step.store] = size
             else:
                 held += node.operator.summarise_scratch(step.r1 - step.r0)
+                made.work += node.operator.summarise_work * (step.r1 - step.r0)
             made.peak = max(made.peak, held)
             for k in step.drops:
                 live -= bands.pop(k, 0)
