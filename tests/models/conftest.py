@@ -17,6 +17,14 @@ def _formula(key: str, shape: tuple[int, ...]) -> np.ndarray:
             return 1 + 0.5 * wave
         case "running_mean":
             return 0.1 * wave
+        case "A_logs":
+            return np.log(1 + np.arange(size) % shape[-1]).reshape(shape) + 0.1 * wave
+        case "Ds" | "skip_scale" | "skip_scale2":
+            return 1 + 0.1 * wave
+        case "dt_projs_bias":
+            return -3 + 0.5 * wave
+        case "x_proj_weight" | "dt_projs_weight":
+            return wave / np.sqrt(shape[-1])
         case _ if len(shape) >= 2:
             return 1.2 * wave / np.sqrt(size / shape[0])
         case "weight":

@@ -11,12 +11,16 @@ from torch import nn
 
 from xrk.models.card import Card
 from xrk.models.dncnn import DnCNN
+from xrk.models.lxie import LXIENet
+from xrk.models.mambair import MambaIR
 from xrk.models.resnet18_unet import OriginalResNet18UNet, ResNet18UNet
 
-__all__ = ["ARCHITECTURES", "Card", "DnCNN", "OriginalResNet18UNet", "ResNet18UNet"]
+__all__ = ["ARCHITECTURES", "Card", "DnCNN", "LXIENet", "MambaIR", "OriginalResNet18UNet", "ResNet18UNet"]
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "dncnn": DnCNN,
+    "lxie-net": LXIENet,
+    "mambair": MambaIR,
     "resnet18-unet": ResNet18UNet,
     "resnet18-unet-original": OriginalResNet18UNet,
 }
