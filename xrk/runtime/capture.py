@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xrk.errors import InputError, InputTypeError
 from xrk.runtime.graph import Graph, Node, Plain, Value
+from xrk.runtime.rows import Regrouped, Rowwise, Turned, is_map, with_rows
 
 __all__ = ["Call", "capture", "register"]
 
@@ -24,6 +25,9 @@ _handlers: dict[str, Handler] = {}
 
 # Operators that may hand back memory of their input without saying so in their schema.
 _MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::to", "aten::flatten", "aten::dropout", "aten::type_as"}
+
+# Operators that take nothing of a tensor but its dtype: what they make is known when the network is captured.
+_MAKING = {"aten::new_zeros", "aten::new_ones", "aten::new_full"}
 
 # Operators that may make a map of a small vector; every other one on small values is run as it is.
 _SPREADING = {
@@ -123,9 +127,26 @@ class Call:
             raise InputError(self._tracer._unknown_message(func._schema.name))
         return result
 
-    def constant(self, tensor: torch.Tensor, row_axis: int | None = None) -> Value:
+    def constant(self, tensor: torch.Tensor, row_axis: int | None = None, span: int = 1) -> Value:
         """A known tensor as a value."""
-        return Value(tuple(tensor.shape), tensor.dtype, row_axis, constant=tensor)
+        return Value(tuple(tensor.shape), tensor.dtype, row_axis, constant=tensor, span=span)
+
+    def rowwise(self, axis: int, *, view: bool = False, adapt: Callable[[torch.Tensor], torch.Tensor] | None = None):
+        """An operator that keeps the rows of its one value to themselves.
+
+        Args:
+            axis: the row axis of its output.
+            view: the result may be a view of the input.
+            adapt: what runs instead of the operator itself, where sizes are among its arguments.
+        """
+        (v,) = self.values
+        run = self.runner() if adapt is None else lambda tensors: adapt(tensors[0])
+        like = run([torch.zeros(v.band_shape(1), dtype=v.dtype, device=self._tracer.device)])
+        return self.add(Rowwise(self.name, run, [v], with_rows(like, axis, v.rows), view=view))
+
+    def regrouped(self, value: Value, span: int) -> Value:
+        """The same tensor with ``span`` entries of the row axis to a row."""
+        return value if value.span == span else self._tracer.other_form(value, span, value.row_axis)
 
     def plain(self, output: Any = None) -> Value | list[Value]:
         """The operator run once on whole tensors; ``output``: tensors of the right shapes, by default from a probe."""
@@ -175,7 +196,7 @@ class _Symbol(torch.Tensor):
 def _strides(value: Value) -> tuple[int, ...]:
     """Channels-last for a map, and row-major for all else."""
     order = list(range(len(value.shape)))
-    if len(order) == 4 and value.row_axis == 2:
+    if is_map(value):
         order = [0, 2, 3, 1]
     strides, step = [0] * len(order), 1
     for axis in reversed(order):
@@ -190,6 +211,7 @@ class _Tracer(TorchDispatchMode):
         self.device = device
         self.unknown = unknown
         self.nodes: list[Node] = []
+        self._forms: dict[tuple[Value, int, int], Value] = {}
         self.failure: Exception | None = None
 
     @classmethod
@@ -212,6 +234,8 @@ class _Tracer(TorchDispatchMode):
 
     def _take_down(self, func: Any, args: Any, kwargs: Any, symbols: list[_Symbol]) -> Any:
         name = func._schema.name
+        if name in _MAKING:
+            return func(torch.empty(0, dtype=symbols[0].dtype, device=self.device), *args[1:], **kwargs)
         for s in symbols:
             if s.version != s.group.version:
                 raise InputError(
@@ -255,7 +279,38 @@ class _Tracer(TorchDispatchMode):
             made = _handlers[call.name](call) if call.name in _SPREADING else None
             return call.plain() if made is None else made
         handler = _handlers.get(call.name)
-        return None if handler is None else handler(call)
+        if handler is None:
+            return None
+        result = handler(call)
+        if result is None:
+            forms = {v: self._as_map(v) for v in call.values}
+            if any(v is not form for v, form in forms.items()):
+                call.arguments = pytree.tree_map(
+                    lambda a: forms.get(a, a) if isinstance(a, Value) else a, call.arguments
+                )
+                result = handler(call)
+        return result
+
+    def _as_map(self, v: Value) -> Value:
+        """The same tensor with the rows that operators on maps expect, where its axes can be those of a map."""
+        if v.row_axis is None:
+            return v
+        if v.span > 1:  # such as a pixel shuffle written out by hand
+            v = self.other_form(v, 1, v.row_axis)
+        return self.other_form(v, 1, 2) if len(v.shape) == 4 and v.row_axis != 2 and v.shape[0] == 1 else v
+
+    def other_form(self, value: Value, span: int, axis: int) -> Value:
+        """``value`` with other rows; made once, however many ask for it."""
+        made = self._forms.get((value, span, axis))
+        if made is None:
+            if axis == value.row_axis:
+                node: Node = Regrouped(value, span)
+            else:
+                output = Value(value.shape, value.dtype, axis, span=span)
+                node = Turned("rows", value, output, lambda x, r0, r1: x.narrow(axis, r0, r1 - r0))
+            self.nodes.append(node)
+            made = self._forms[value, span, axis] = node.output
+        return made
 
     def _unknown_message(self, name: str, why: str = "") -> str:
         reason = f" ({why})" if why else ""

@@ -61,9 +61,8 @@ def _run_pass(
             v = store.value
             # An output goes to the caller, who expects a contiguous tensor.
             plain = v in outputs
-            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else held.get(store.over)
-            if held[v] is None:
-                held[v] = layout(v, v.rows, device)
+            over = None if store.over is None else _bytes(held[store.over])
+            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device, over)
         memory = held.get(store.value)
         if store.kind in ("line", "ring"):
             memory = layout(store.value, store.capacity, device, block[at : at + store.bytes])
@@ -77,12 +76,14 @@ def _run_pass(
     for step in p.steps:
         node = step.node
         rows = fixed[node].copy()
+        stable = True
         for i, k, a, b in step.reads:
             rows[i] = stores[k].read(a, b) if b > a else None
+            stable = stable and stores[k].stable
         if step.store < 0:
             states[node] = node.operator.summarise(rows, step.r0, step.r1, states[node])
         else:
-            stores[step.store].take(node, step.r0, step.r1, rows, step.keep)
+            stores[step.store].take(node, step.r0, step.r1, rows, step.keep, stable)
         for k in step.drops:
             stores[k].drop()
         done += 1
@@ -91,6 +92,11 @@ def _run_pass(
     for node, state in states.items():
         held[node.output] = node.operator.finish(state)
     return done
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a dense tensor."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _explicit(x: torch.Tensor) -> torch.Tensor:
@@ -102,16 +108,18 @@ def _explicit(x: torch.Tensor) -> torch.Tensor:
 
 
 class _Memory:
-    """The rows of one value during a pass."""
+    """The rows of one value during a pass; `stable` memory is not written to again as long as anyone reads it."""
+
+    stable = False
 
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
-        self.axis, self.border, self.rows = store.value.row_axis, store.border, store.value.rows
+        self.border, self.rows = store.border, store.value.rows
         self.value, self.device, self.memory = store.value, device, memory
 
     def read(self, a: int, b: int) -> torch.Tensor:
         raise NotImplementedError
 
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int) -> None:
+    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
         """Computes rows [r0, r1) into here."""
         raise NotImplementedError
 
@@ -122,20 +130,19 @@ class _Memory:
 class _Band(_Memory):
     """The last step's own tensor."""
 
-    first = 0
+    stable = True
+    first = end = 0
     tensor: torch.Tensor | None = None
 
     def read(self, a: int, b: int) -> torch.Tensor:
         t, first = self.tensor, self.first
-        if a == first and b - a == t.shape[self.axis]:
-            return t
-        return t.narrow(self.axis, a - first, b - a)
+        return t if (a, b) == (first, self.end) else self.value.part(t, a - first, b - first)
 
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int) -> None:
+    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
         y = node.compute(r0, r1, rows, None)
-        if node.reads_in_place:
+        if node.reads_in_place and not (stable and y.untyped_storage().nbytes() == y.nbytes):
             y = layout(self.value, r1 - r0, self.device).copy_(y)
-        self.tensor, self.first = y, r0
+        self.tensor, self.first, self.end = y, r0, r1
 
     def drop(self) -> None:
         self.tensor = None
@@ -150,28 +157,28 @@ class _Line(_Memory):
         self.first = self.end = -store.border
 
     def read(self, a: int, b: int) -> torch.Tensor:
-        return self.memory.narrow(self.axis, a - self.first, b - a)
+        return self.value.part(self.memory, a - self.first, b - self.first)
 
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int) -> None:
+    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
         end = r1 if r1 < self.rows else r1 + self.border
         if end - self.first > self.capacity:
             self._move(keep)
         if r0 == 0 and self.border:
-            self.memory.narrow(self.axis, 0, self.border).zero_()
-        place = self.memory.narrow(self.axis, r0 - self.first, r1 - r0)
+            self.value.part(self.memory, 0, self.border).zero_()
+        place = self.value.part(self.memory, r0 - self.first, r1 - self.first)
         if node.writes_out:
             node.compute(r0, r1, rows, place)
         else:
             place.copy_(node.compute(r0, r1, rows, None))
         if end > r1:
-            self.memory.narrow(self.axis, r1 - self.first, end - r1).zero_()
+            self.value.part(self.memory, r1 - self.first, end - self.first).zero_()
         self.end = end
 
     def _move(self, keep: int) -> None:
         count, by = self.end - keep, keep - self.first
         if count > 0 and by > 0:
-            kept = self.memory.narrow(self.axis, by, count)
-            self.memory.narrow(self.axis, 0, count).copy_(kept if by >= count else kept.clone())
+            kept = self.value.part(self.memory, by, by + count)
+            self.value.part(self.memory, 0, count).copy_(kept if by >= count else kept.clone())
         self.first = keep
 
 
@@ -185,31 +192,31 @@ class _Ring(_Memory):
     def _parts(self, a: int, b: int) -> list[torch.Tensor]:
         at, count = (a + self.border) % self.capacity, b - a
         if at + count <= self.capacity:
-            return [self.memory.narrow(self.axis, at, count)]
+            return [self.value.part(self.memory, at, at + count)]
         ahead = self.capacity - at
-        return [self.memory.narrow(self.axis, at, ahead), self.memory.narrow(self.axis, 0, count - ahead)]
+        return [self.value.part(self.memory, at, self.capacity), self.value.part(self.memory, 0, count - ahead)]
 
     def read(self, a: int, b: int) -> torch.Tensor:
         parts = self._parts(a, b)
         if len(parts) == 1:
             return parts[0]
         joined = layout(self.value, b - a, self.device)
-        ahead = parts[0].shape[self.axis]
-        joined.narrow(self.axis, 0, ahead).copy_(parts[0])
-        joined.narrow(self.axis, ahead, b - a - ahead).copy_(parts[1])
+        axis, ahead = self.value.row_axis, parts[0].shape[self.value.row_axis]
+        joined.narrow(axis, 0, ahead).copy_(parts[0])
+        joined.narrow(axis, ahead, joined.shape[axis] - ahead).copy_(parts[1])
         return joined
 
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int) -> None:
+    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
         if r0 == 0 and self.border:
             self._parts(-self.border, 0)[0].zero_()
         parts = self._parts(r0, r1)
         if len(parts) == 1 and node.writes_out:
             node.compute(r0, r1, rows, parts[0])
         else:
-            y, at = node.compute(r0, r1, rows, None), 0
+            y, at, axis = node.compute(r0, r1, rows, None), 0, self.value.row_axis
             for part in parts:
-                part.copy_(y.narrow(self.axis, at, part.shape[self.axis]))
-                at += part.shape[self.axis]
+                part.copy_(y.narrow(axis, at, part.shape[axis]))
+                at += part.shape[axis]
         if r1 == self.rows and self.border:
             for part in self._parts(r1, r1 + self.border):
                 part.zero_()
@@ -224,12 +231,12 @@ class _Whole(_Memory):
 
     def read(self, a: int, b: int) -> torch.Tensor:
         if a >= 0 and b <= self.rows:
-            return self.memory.narrow(self.axis, a, b - a)
-        inside = self.memory.narrow(self.axis, max(a, 0), min(b, self.rows) - max(a, 0))
+            return self.value.part(self.memory, a, b)
+        inside = self.value.part(self.memory, max(a, 0), min(b, self.rows))
         return F.pad(inside, (0, 0, max(0, -a), max(0, b - self.rows)))
 
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int) -> None:
-        place = self.memory.narrow(self.axis, r0, r1 - r0)
+    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
+        place = self.value.part(self.memory, r0, r1)
         # What it reads may be what is written over.
         if node.writes_out and self.over is None:
             node.compute(r0, r1, rows, place)

@@ -33,6 +33,8 @@ class Value:
         row_axis: the axis that runs down the image; None for a value that is held whole.
         constant: the tensor itself, where it is known before the network runs.
         producer: the node that makes it; None for the network's input and for constants.
+        span: entries of the row axis that make one row: 1 for a map; W where the axis runs over all pixels of the
+            image, row after row, as a transformer's tokens do.
     """
 
     shape: tuple[int, ...]
@@ -40,17 +42,18 @@ class Value:
     row_axis: int | None = None
     constant: torch.Tensor | None = None
     producer: "Node | None" = field(default=None, repr=False)
+    span: int = 1
 
     @property
     def rows(self) -> int:
-        """Its length along the row axis."""
+        """How many rows it has."""
         assert self.row_axis is not None
-        return self.shape[self.row_axis]
+        return self.shape[self.row_axis] // self.span
 
     @property
     def bytes(self) -> int:
         """Bytes of all of it."""
-        return self.bytes_of(self.shape[self.row_axis]) if self.row_axis is not None else self._count(self.shape)
+        return self._count(self.shape)
 
     def bytes_of(self, rows: int) -> int:
         """Bytes of a band of so many rows."""
@@ -60,7 +63,15 @@ class Value:
         """Its shape with another number of rows."""
         axis = self.row_axis
         assert axis is not None
-        return (*self.shape[:axis], rows, *self.shape[axis + 1 :])
+        return (*self.shape[:axis], rows * self.span, *self.shape[axis + 1 :])
+
+    def part(self, tensor: torch.Tensor, a: int, b: int) -> torch.Tensor:
+        """Rows [a, b) of a tensor that holds rows from 0 on: a view."""
+        return tensor.narrow(self.row_axis, a * self.span, (b - a) * self.span)
+
+    def alike(self, dtype: torch.dtype | None = None) -> "Value":
+        """Another value of the same shape and rows."""
+        return Value(self.shape, dtype or self.dtype, self.row_axis, span=self.span)
 
     def _count(self, shape: Sequence[int]) -> int:
         count = self.dtype.itemsize
@@ -108,8 +119,9 @@ class RowLocal(Node, ABC):
     The executor asks for each output row once and from the top down. It passes exactly the rows that `need` names.
 
     Attributes:
-        border: rows of zeros that may be asked for above and below the first input: `need(0, ...)` may begin at
-            -border and end at rows + border. Every other window lies inside the image.
+        border: rows of zeros that may be asked for above and below the inputs in ``bordered``: `need(0, ...)` may begin
+            at -border and end at rows + border. Every other window lies inside the image.
+        bordered: positions of these inputs; the first, unless a node says otherwise.
         whole_inputs: positions of inputs with a row axis that are read in another order than from the top down. They
             are materialised first, and passed whole.
         reads_in_place: the result may be a view of an input (so the executor copies it before the input's memory is
@@ -118,6 +130,7 @@ class RowLocal(Node, ABC):
     """
 
     border: int = 0
+    bordered: frozenset[int] = frozenset([0])
     whole_inputs: frozenset[int] = frozenset()
     reads_in_place: bool = False
     writes_out: bool = False

@@ -5,9 +5,11 @@ from xrk.runtime import (
     nodes_elementwise,
     nodes_global,
     nodes_interpolation,
+    nodes_matmul,
     nodes_pooling,
     nodes_scan,
     nodes_shape,
+    nodes_view,
 )
 
 __all__ = [
@@ -15,7 +17,9 @@ __all__ = [
     "nodes_elementwise",
     "nodes_global",
     "nodes_interpolation",
+    "nodes_matmul",
     "nodes_pooling",
     "nodes_scan",
     "nodes_shape",
+    "nodes_view",
 ]

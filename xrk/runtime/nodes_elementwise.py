@@ -6,7 +6,7 @@ import torch
 
 from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import Value
-from xrk.runtime.rows import Rowwise, is_map
+from xrk.runtime.rows import Rowwise, is_map, with_rows
 
 _UNARY = [
     "relu",
@@ -115,32 +115,35 @@ _INTO = {"add", "sub", "mul", "div", "relu", "sigmoid", "silu", "tanh", "leaky_r
 
 @register(*(f"aten::{name}" for name in (*_UNARY, *_BROADCAST)))
 def _elementwise(call: Call) -> Any:
-    from_end = None
-    rows = 1
-    for v in call.values:
-        if v.row_axis is None:
+    rowed = [v for v in call.values if v.row_axis is not None]
+    longest = max(rowed, key=lambda v: v.shape[v.row_axis])
+    from_end, span, rows = len(longest.shape) - longest.row_axis, longest.span, longest.rows
+    for v in rowed:
+        if v.shape[v.row_axis] == 1:
             continue
-        if v.rows > 1 or from_end is None:
-            at = len(v.shape) - v.row_axis
-            if v.rows > 1 and rows > 1 and at != from_end:
-                return None
-            if v.rows > 1 and rows > 1 and v.rows != rows:
-                raise ValueError(f"maps of {rows} and {v.rows} rows meet in {call.name}")
-            from_end, rows = at, max(rows, v.rows)
-    inputs = []
+        if len(v.shape) - v.row_axis != from_end or v.span != span:
+            return None
+        if v.rows != rows:
+            raise ValueError(f"maps of {rows} and {v.rows} rows meet in {call.name}")
     for name, a in call.arguments.items():
         if isinstance(a, Value) and a.row_axis is None and _runs_along(a, from_end) > 1:
-            return None  # a small value as long as the image; too odd to guess at
+            # As long as the image: only what was expanded to be so, which broadcasting does as well.
+            origin = a.producer.inputs[0] if a.producer is not None and a.producer.label == "aten::expand" else a
+            if _runs_along(origin, from_end) > 1:
+                return None
+            call.arguments[name] = origin
         if isinstance(a, torch.Tensor) and _runs_along(a, from_end) > 1:
-            call.arguments[name] = call.constant(a, a.ndim - from_end)  # a known map, such as a table of positions
-            rows = max(rows, _runs_along(a, from_end))
-        if isinstance(a := call.arguments[name], Value):
-            inputs.append(a)
+            if a.shape[a.ndim - from_end] % span:
+                return None
+            # A known map, such as a table of positions.
+            call.arguments[name] = call.constant(a, a.ndim - from_end, span)
+            rows = max(rows, _runs_along(a, from_end) // span)
     # Row counts other than one and the image's cannot be broadcast.
-    if any(v.row_axis is not None and v.rows not in (1, rows) for v in inputs):
+    inputs = call.values
+    if any(v.row_axis is not None and v.shape[v.row_axis] not in (1, rows * span) for v in inputs):
         return None
     like = call.probe()
-    output = _with_rows(like, like.ndim - from_end, rows)
+    output = with_rows(like, like.ndim - from_end, rows)
     short = call.name.split("::")[1]
     into = _into(call) if short in _INTO else None
     node = Rowwise(call.name, call.runner(), inputs, output, into=into)
@@ -150,10 +153,6 @@ def _elementwise(call: Call) -> Any:
 
 def _runs_along(t: Any, from_end: int) -> int:
     return t.shape[len(t.shape) - from_end] if len(t.shape) >= from_end else 1
-
-
-def _with_rows(like: torch.Tensor, axis: int, rows: int) -> Value:
-    return Value((*like.shape[:axis], rows, *like.shape[axis + 1 :]), like.dtype, axis)
 
 
 def _into(call: Call) -> Any:
@@ -186,7 +185,7 @@ def _to(call: Call) -> Any:
     if like.dtype == v.dtype:
         return v
     return call.add(
-        Rowwise(call.name, lambda t, dtype=like.dtype: t[0].to(dtype), [v], _with_rows(like, v.row_axis, v.rows))
+        Rowwise(call.name, lambda t, dtype=like.dtype: t[0].to(dtype), [v], with_rows(like, v.row_axis, v.rows))
     )
 
 
@@ -197,10 +196,10 @@ def _dropout(call: Call) -> Any:
 
 @register("aten::prelu")
 def _prelu(call: Call) -> Any:
-    if not is_map(call["self"]) or isinstance(call["weight"], Value):
-        return None
     v = call["self"]
-    return call.add(Rowwise(call.name, call.runner(), [v], Value(v.shape, v.dtype, v.row_axis)))
+    if isinstance(call["weight"], Value) or (v.row_axis == 1 and call["weight"].numel() > 1):
+        return None
+    return call.add(Rowwise(call.name, call.runner(), [v], v.alike()))
 
 
 @register("aten::layer_norm", "aten::rms_norm")
@@ -208,37 +207,20 @@ def _layer_norm(call: Call) -> Any:
     v = call["input"]
     if len(call.values) > 1 or v.row_axis >= len(v.shape) - len(call["normalized_shape"]):
         return None  # a norm over rows: torch takes it apart
-    return call.add(Rowwise(call.name, call.runner(), [v], Value(v.shape, v.dtype, v.row_axis)))
+    return call.add(Rowwise(call.name, call.runner(), [v], v.alike()))
 
 
-@register("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::_log_softmax", "aten::cumsum")
+@register("aten::zeros_like", "aten::ones_like", "aten::full_like")
+def _filled(call: Call) -> Any:
+    return call.rowwise(call["self"].row_axis)
+
+
+@register("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::_log_softmax", "aten::cumsum", "aten::glu")
 def _along_another_axis(call: Call) -> Any:
     v = call["self"]
     if call["dim"] % len(v.shape) == v.row_axis:
         return None
-    return call.add(Rowwise(call.name, call.runner(), [v], Value(v.shape, call.probe().dtype, v.row_axis)))
-
-
-@register("aten::glu")
-def _glu(call: Call) -> Any:
-    return _along_another_axis_shaped(call)
-
-
-@register("aten::linear")
-def _linear(call: Call) -> Any:
-    v = call["input"]
-    if call.values != [v] or v.row_axis is None or v.row_axis == len(v.shape) - 1:
-        return None
-    like = call.probe()
-    work = like.numel() * v.shape[-1]
-    return call.add(Rowwise(call.name, call.runner(), [v], _with_rows(like, v.row_axis, v.rows), work=work))
-
-
-def _along_another_axis_shaped(call: Call) -> Any:
-    v = call["self"]
-    if call["dim"] % len(v.shape) == v.row_axis:
-        return None
-    return call.add(Rowwise(call.name, call.runner(), [v], _with_rows(call.probe(), v.row_axis, v.rows)))
+    return call.add(Rowwise(call.name, call.runner(), [v], with_rows(call.probe(), v.row_axis, v.rows)))
 
 
 @register("aten::batch_norm")
@@ -264,7 +246,7 @@ class BatchNorm(Rowwise):
         eps: float,
     ) -> None:
         self.statistics = (mean, var, gamma, beta, eps)
-        super().__init__("aten::batch_norm", self._scale, [x], Value(x.shape, x.dtype, x.row_axis))
+        super().__init__("aten::batch_norm", self._scale, [x], x.alike())
 
     def prepare(self) -> None:
         mean, var, gamma, beta, eps = self.statistics

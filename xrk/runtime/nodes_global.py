@@ -10,7 +10,7 @@ from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import Apply, RowGlobal, Summarise, Value
 from xrk.runtime.nodes_elementwise import BatchNorm
 from xrk.runtime.nodes_pooling import adaptive
-from xrk.runtime.rows import Rowwise, channels_last, is_map
+from xrk.runtime.rows import Rowwise, channels_last, is_map, with_rows
 
 __all__ = ["GroupNorm", "Reduction"]
 
@@ -53,7 +53,7 @@ class Reduction(RowGlobal):
     """
 
     def __init__(self, label: str, x: Value, kind: str, dims: tuple[int, ...], keepdim: bool, like: torch.Tensor):
-        """``kind``: "mean", "sum", "amax", "amin", "var" or "std"; ``like``: has the result's shape and dtype."""
+        """``kind``: "mean", "sum", "norm" (Euclidean), "amax", "amin", "var" or "std"; ``like``: shaped as it is."""
         self.label, self.kind, self.dims, self.keepdim = label, kind, dims, keepdim
         self.count = math.prod(x.shape[d] for d in dims)
         self.dtype = like.dtype
@@ -69,8 +69,10 @@ class Reduction(RowGlobal):
             band = getattr(x, self.kind)(self.dims, True)
             join = torch.maximum if self.kind == "amax" else torch.minimum
             return band if state is None else join(state, band)
-        if self.kind in ("mean", "sum"):
-            band = x.sum(self.dims, True).double()
+        if self.kind in ("mean", "sum", "norm"):
+            norm = self.kind == "norm"
+            band = torch.linalg.vector_norm(x, 2, self.dims, True).double() if norm else x.sum(self.dims, True).double()
+            band = band.square_() if norm else band
             return band if state is None else state + band
         count = math.prod(x.shape[d] for d in self.dims)
         var, mean = torch.var_mean(x, self.dims, correction=0, keepdim=True)
@@ -85,6 +87,8 @@ class Reduction(RowGlobal):
     def finish(self, state: Any) -> torch.Tensor:
         if self.kind == "mean":
             state = state / self.count
+        elif self.kind == "norm":
+            state = state.sqrt()
         elif self.kind in ("var", "std"):
             state = state[2] / max(self.count - self.correction, 0.0)
             state = state.sqrt() if self.kind == "std" else state
@@ -147,13 +151,29 @@ def _reduce(call: Call) -> Any:
     like = call.probe(rows=1)
     if v.row_axis not in dims:
         axis = v.row_axis if keepdim else v.row_axis - sum(d < v.row_axis for d in dims)
-        output = Value((*like.shape[:axis], v.rows, *like.shape[axis + 1 :]), like.dtype, axis)
-        return call.add(Rowwise(call.name, call.runner(), [v], output))
+        return call.add(Rowwise(call.name, call.runner(), [v], with_rows(like, axis, v.rows)))
     operator = Reduction(call.name, v, kind, dims, keepdim, like)
     if kind in ("var", "std"):
         correction = call.get("correction")
         unbiased = call.get("unbiased")
         operator.correction = float(correction) if correction is not None else float(unbiased is not False)
+    return call.add(Summarise(operator, [v], Value(tuple(like.shape), like.dtype)))
+
+
+@register("aten::norm", "aten::linalg_vector_norm")
+def _vector_norm(call: Call) -> Any:
+    """The Euclidean norm; others where they leave the rows alone."""
+    v = call["self"]
+    order, given = call.get("p", call.get("ord")), call.get("dim")
+    dims = [given] if isinstance(given, int) else list(given or range(len(v.shape)))
+    dims = tuple(sorted(d % len(v.shape) for d in dims))
+    keepdim, like = bool(call.get("keepdim", False)), call.probe()
+    if v.row_axis not in dims:
+        axis = v.row_axis if keepdim else v.row_axis - sum(d < v.row_axis for d in dims)
+        return call.add(Rowwise(call.name, call.runner(), [v], with_rows(like, axis, v.rows)))
+    if order not in (None, 2):
+        return None
+    operator = Reduction(call.name, v, "norm", dims, keepdim, like)
     return call.add(Summarise(operator, [v], Value(tuple(like.shape), like.dtype)))
 
 

@@ -1,6 +1,5 @@
-"""Operators that move pixels: padding, slices, concatenation, permutations, pixel shuffles, flips and rolls."""
+"""Operators that move pixels: padding, slices, concatenation, pixel shuffles, flips and rolls."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,9 +7,9 @@ import torch.nn.functional as F
 
 from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import RowLocal, Value
-from xrk.runtime.rows import Rowwise, clip, is_map
+from xrk.runtime.rows import Rowwise, Turned, clip, is_map
 
-__all__ = ["Concatenation", "Padding", "PixelShuffle", "PixelUnshuffle", "RowConcatenation", "Slice", "Turned"]
+__all__ = ["Concatenation", "Padding", "PixelShuffle", "PixelUnshuffle", "RowConcatenation", "Slice", "Spread"]
 
 
 class Padding(RowLocal):
@@ -130,7 +129,7 @@ class Concatenation(RowLocal):
         self.sizes = [v.shape[axis] for v in inputs]
         first = inputs[0]
         shape = (*first.shape[:axis], sum(self.sizes), *first.shape[axis + 1 :])
-        self._make(inputs, Value(shape, first.dtype, first.row_axis))
+        self._make(inputs, Value(shape, first.dtype, first.row_axis, span=first.span))
 
     def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
         part = self.parts[i]
@@ -139,8 +138,7 @@ class Concatenation(RowLocal):
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
         if out is None:
             shape = self.output.band_shape(r1 - r0)
-            is_plain_map = len(shape) == 4 and self.output.row_axis == 2
-            layout = torch.channels_last if is_plain_map else torch.contiguous_format
+            layout = torch.channels_last if is_map(self.output) else torch.contiguous_format
             out = torch.empty(shape, dtype=self.output.dtype, device=self.home, memory_format=layout)
         at = 0
         for part, size, x in zip(self.parts, self.sizes, rows, strict=True):
@@ -229,26 +227,6 @@ class PixelUnshuffle(RowLocal):
         return self.output.bytes_of(r1 - r0)
 
 
-class Turned(RowLocal):
-    """Rows in another order, or columns for rows: a vertical flip, a roll, a transposition. Read from the whole map."""
-
-    whole_inputs = frozenset([0])
-
-    def __init__(self, label: str, x: Value, output: Value, row: Any) -> None:
-        """``row``: takes the whole input and r0, r1 and gives these output rows, perhaps as a view."""
-        self.label, self._row = label, row
-        self._make([x], output)
-
-    def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
-        return 0, self.inputs[i].rows
-
-    def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
-        y = self._row(rows[0], r0, r1)
-        if len(y.shape) == 4 and self.output.row_axis == 2:
-            return y.contiguous(memory_format=torch.channels_last)
-        return y.contiguous()
-
-
 class Spread(RowLocal):
     """A vector (1, C, 1, 1) on every pixel of a map."""
 
@@ -270,28 +248,27 @@ class Spread(RowLocal):
 # --- handlers ------------------------------------------------------------------------------------------------------
 
 
-def _rowwise(call: Call, axis: int, *, view: bool = False, adapt: Any = None, rows: int | None = None) -> Any:
-    """An operator that keeps rows to themselves; ``axis``: the row axis of its output."""
-    v = call.values[0]
-    like = call.probe() if adapt is None else adapt(torch.zeros(v.band_shape(1), dtype=v.dtype))
-    rows = v.rows if rows is None else rows
-    output = Value((*like.shape[:axis], rows, *like.shape[axis + 1 :]), like.dtype, axis)
-    run = call.runner() if adapt is None else (lambda t: adapt(t[0]))
-    return call.add(Rowwise(call.name, run, [v], output, view=view))
-
-
 @register("aten::pad", "aten::constant_pad_nd", "aten::reflection_pad2d", "aten::replication_pad2d")
 def _pad(call: Call) -> Any:
     x = call["self"]
-    if not is_map(x):
-        return None
     pad = list(call.get("pad") or call.get("padding"))
     mode = call.get("mode") or {"aten::reflection_pad2d": "reflect", "aten::replication_pad2d": "replicate"}.get(
         call.name, "constant"
     )
-    if len(pad) > 4 and any(pad[4:]):
+    count = len(x.shape)
+    pad += [0] * (2 * count - len(pad))
+    at = 2 * (count - 1 - x.row_axis)
+    if mode == "constant" and not any(pad[at : at + 2]):
+        call.arguments["pad"] = pad
+        return call.rowwise(x.row_axis)
+    if not is_map(x):
         return None
-    pad = [*pad, 0, 0, 0, 0][:4]
+    if any(pad[4:]):
+        if mode != "constant":
+            return None
+        func, value = torch.ops.aten.constant_pad_nd.default, call["value"] or 0.0
+        return call.then(func, call.then(func, x, pad[:4], value), [0] * 4 + pad[4:], value)
+    pad = pad[:4]
     h, w = x.shape[2:]
     least = {"reflect": 1, "circular": 0}.get(mode)
     if least is not None and (max(pad[:2]) > w - least or max(pad[2:]) > h - least):
@@ -313,15 +290,15 @@ def _cat(call: Call) -> Any:
             along = t.ndim == len(rowed.shape) and (t.shape[rowed.row_axis] == rowed.rows or dim == rowed.row_axis)
             if not along:
                 return None
-            t = call.constant(t, rowed.row_axis)
-        if t.row_axis != rowed.row_axis or t.dtype != rowed.dtype:
+            t = call.constant(t, rowed.row_axis, rowed.span)
+        if (t.row_axis, t.span, t.dtype) != (rowed.row_axis, rowed.span, rowed.dtype):
             return None
         others = [(a, b) for d, (a, b) in enumerate(zip(t.shape, rowed.shape, strict=True)) if d != dim]
         if any(a != b for a, b in others):
             raise ValueError(f"maps of shapes {t.shape} and {rowed.shape} meet in a concatenation")
         inputs.append(t)
     if dim == rowed.row_axis:
-        return call.add(RowConcatenation(inputs, dim))
+        return call.add(RowConcatenation(inputs, dim)) if rowed.span == 1 else None
     return call.add(Concatenation(inputs, dim))
 
 
@@ -342,10 +319,10 @@ def _slice(call: Call) -> Any:
     if (start, stop, step) == (0, size, 1):
         return v
     if dim == v.row_axis:
-        if stop <= start:
+        if stop <= start or v.span > 1:
             return None
         return call.add(Slice(v, start, stop, step))
-    return _rowwise(call, v.row_axis, view=True)
+    return call.rowwise(v.row_axis, view=True)
 
 
 @register("aten::chunk", "aten::split", "aten::split_with_sizes", "aten::unsafe_chunk", "aten::unsafe_split")
@@ -366,135 +343,12 @@ def _split(call: Call) -> Any:
     return made
 
 
-@register("aten::select", "aten::unbind")
-def _select(call: Call) -> Any:
-    v = call["self"]
-    dim = call["dim"] % len(v.shape)
-    if dim == v.row_axis:
-        return None
-    axis = v.row_axis - (dim < v.row_axis)
-    if call.name == "aten::select":
-        return _rowwise(call, axis, view=True)
-    return [call.then(torch.ops.aten.select.int, v, dim, i) for i in range(v.shape[dim])]
-
-
-@register("aten::permute", "aten::transpose", "aten::swapaxes", "aten::movedim")
-def _permute(call: Call) -> Any:
-    v = call["self"]
-    count = len(v.shape)
-    order = _order(call, count)
-    if order is None:
-        return None
-    axis = order.index(v.row_axis)
-    if order != [0, 1, 3, 2] or not is_map(v):
-        return _rowwise(call, axis, view=True)
-    # Columns become rows.
-    shape = tuple(v.shape[i] for i in order)
-    output = Value(shape, v.dtype, 2)
-    return call.add(Turned(call.name, v, output, lambda x, r0, r1: x[:, :, :, r0:r1].permute(order)))
-
-
 def spread(call: Call, size: tuple[int, int]) -> Value | None:
     """A small vector that becomes a map; None where it is no (1, C, 1, 1), or becomes none."""
     v = call.values[0]
     if len(v.shape) != 4 or v.shape[0] != 1 or v.shape[2:] != (1, 1) or len(call.values) > 1 or min(size) < 1:
         return None
     return call.add(Spread(call.name, v, size)) if max(size) > 1 else None
-
-
-def _order(call: Call, count: int) -> list[int] | None:
-    order = list(range(count))
-    if call.name == "aten::permute":
-        return [d % count for d in call["dims"]]
-    if call.name == "aten::movedim":
-        source, target = call.get("source"), call.get("destination")
-        if not isinstance(source, int):
-            return None
-        moved = order.pop(source % count)
-        order.insert(target % count, moved)
-        return order
-    first, second = (call.get(f"dim{i}", call.get(f"axis{i}")) for i in (0, 1))
-    first, second = first % count, second % count
-    order[first], order[second] = order[second], order[first]
-    return order
-
-
-@register("aten::unsqueeze")
-def _unsqueeze(call: Call) -> Any:
-    v = call["self"]
-    dim = call["dim"] % (len(v.shape) + 1)
-    return _rowwise(call, v.row_axis + (dim <= v.row_axis), view=True)
-
-
-@register("aten::squeeze")
-def _squeeze(call: Call) -> Any:
-    v = call["self"]
-    given = call.get("dim")
-    dims = range(len(v.shape)) if given is None else [given] if isinstance(given, int) else given
-    gone = {d % len(v.shape) for d in dims if v.shape[d] == 1}
-    if v.row_axis in gone:
-        return None
-    kept = [d for d in range(len(v.shape)) if d not in gone]
-
-    def squeeze(t: torch.Tensor) -> torch.Tensor:
-        return t.squeeze(tuple(gone))
-
-    return _rowwise(call, kept.index(v.row_axis), view=True, adapt=squeeze) if gone else v
-
-
-@register("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::unflatten", "aten::expand")
-def _view(call: Call) -> Any:
-    """Possible where the row axis stays whole and the axes before it hold as much as before."""
-    v = call["self"]
-    if call.name == "aten::expand":
-        return _expand(call, v)
-    shape = _new_shape(call, v)
-    if shape == v.shape:
-        return v
-    before = math.prod(v.shape[: v.row_axis])
-    axes = [a for a, size in enumerate(shape) if size == v.rows and math.prod(shape[:a]) == before]
-    if not axes:
-        return None
-    axis = axes[-1] if v.rows == 1 else axes[0]
-
-    def reshape(t: torch.Tensor) -> torch.Tensor:
-        return t.reshape(*shape[:axis], t.shape[v.row_axis], *shape[axis + 1 :])
-
-    return _rowwise(call, axis, view=True, adapt=reshape)
-
-
-def _new_shape(call: Call, v: Value) -> tuple[int, ...]:
-    count = len(v.shape)
-    if call.name == "aten::flatten":
-        first, last = call["start_dim"] % count, call["end_dim"] % count
-        return (*v.shape[:first], math.prod(v.shape[first : last + 1]), *v.shape[last + 1 :])
-    if call.name == "aten::unflatten":
-        dim = call["dim"] % count
-        shape = [*v.shape[:dim], *call["sizes"], *v.shape[dim + 1 :]]
-    else:
-        shape = list(call.get("size") or call.get("shape"))
-    if -1 in shape:
-        rest = -math.prod(shape)
-        shape[shape.index(-1)] = math.prod(v.shape) // rest
-    return tuple(shape)
-
-
-def _expand(call: Call, v: Value) -> Any:
-    if v.row_axis is None:
-        return spread(call, tuple(call["size"][2:])) if len(call["size"]) == 4 else None
-    size = list(call["size"])
-    extra = len(size) - len(v.shape)
-    axis = v.row_axis + extra
-    if v.rows == 1 and size[axis] not in (1, -1):
-        return None
-    shape = [v.shape[i - extra] if s == -1 else s for i, s in enumerate(size)]
-    if tuple(shape) == v.shape:
-        return v
-
-    def expand(t: torch.Tensor) -> torch.Tensor:
-        return t.expand(*shape[:axis], t.shape[v.row_axis], *shape[axis + 1 :])
-
-    return _rowwise(call, axis, view=True, adapt=expand)
 
 
 @register("aten::pixel_shuffle")
@@ -510,7 +364,7 @@ def _pixel_unshuffle(call: Call) -> Any:
 @register("aten::channel_shuffle")
 def _channel_shuffle(call: Call) -> Any:
     v = call["self"]
-    return call.add(Rowwise(call.name, call.runner(), [v], Value(v.shape, v.dtype, v.row_axis))) if is_map(v) else None
+    return call.add(Rowwise(call.name, call.runner(), [v], v.alike())) if is_map(v) else None
 
 
 @register("aten::flip")
@@ -518,13 +372,15 @@ def _flip(call: Call) -> Any:
     v = call["self"]
     dims = {d % len(v.shape) for d in call["dims"]}
     if v.row_axis not in dims:
-        return _rowwise(call, v.row_axis)
+        return call.rowwise(v.row_axis)
+    if v.span > 1:
+        return None
     axis, h = v.row_axis, v.rows
 
     def rows(x: torch.Tensor, r0: int, r1: int) -> torch.Tensor:
         return x.narrow(axis, h - r1, r1 - r0).flip(tuple(dims))
 
-    return call.add(Turned(call.name, v, Value(v.shape, v.dtype, axis), rows))
+    return call.add(Turned(call.name, v, v.alike(), rows))
 
 
 @register("aten::rot90")
@@ -547,7 +403,9 @@ def _roll(call: Call) -> Any:
         return None
     by = {d % len(v.shape): s for d, s in zip(call["dims"], call["shifts"], strict=True)}
     if v.row_axis not in by:
-        return _rowwise(call, v.row_axis)
+        return call.rowwise(v.row_axis)
+    if v.span > 1:
+        return None
     axis, h = v.row_axis, v.rows
     shift = by.pop(axis) % h
     others, steps = tuple(by), tuple(by.values())
@@ -557,4 +415,4 @@ def _roll(call: Call) -> Any:
         y = x.index_select(axis, index)
         return y.roll(steps, others) if others else y
 
-    return call.add(Turned(call.name, v, Value(v.shape, v.dtype, axis), rows))
+    return call.add(Turned(call.name, v, v.alike(), rows))

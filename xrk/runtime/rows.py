@@ -1,5 +1,6 @@
 """Which rows come from which: windows over rows, and operators that keep every row to itself."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,22 +8,38 @@ import torch
 
 from xrk.runtime.graph import RowLocal, Value
 
-__all__ = ["ROWS", "Rowwise", "Window", "channels_last", "clip", "is_map", "layout", "row_view"]
+__all__ = [
+    "Regrouped",
+    "Rowwise",
+    "Turned",
+    "Window",
+    "as_channels_last",
+    "channels_last",
+    "clip",
+    "is_map",
+    "layout",
+    "with_rows",
+]
 
 
 def is_map(value: Any) -> bool:
     """A (1, C, H, W) value whose row axis is the third."""
-    return isinstance(value, Value) and len(value.shape) == 4 and value.row_axis == 2 and value.shape[0] == 1
+    return isinstance(value, Value) and value.shape[0] == 1 and _is_channels_last(value)
+
+
+def _is_channels_last(value: Value) -> bool:
+    return len(value.shape) == 4 and value.row_axis == 2 and value.span == 1
+
+
+def with_rows(like: torch.Tensor, axis: int, rows: int) -> Value:
+    """The value whose single row looks like ``like``, with so many rows along ``axis``."""
+    span = like.shape[axis]
+    return Value((*like.shape[:axis], rows * span, *like.shape[axis + 1 :]), like.dtype, axis, span=span)
 
 
 def clip(row: int, low: int, high: int) -> int:
     """``row``, or the end of [low, high] that it lies beyond."""
     return low if row < low else min(row, high)
-
-
-def row_view(tensor: torch.Tensor, axis: int, a: int, b: int) -> torch.Tensor:
-    """Rows [a, b) of a tensor: itself where they are all of it."""
-    return tensor if a == 0 and b == tensor.shape[axis] else tensor.narrow(axis, a, b - a)
 
 
 def layout(value: Value, rows: int, device: torch.device, memory: torch.Tensor | None = None) -> torch.Tensor:
@@ -34,7 +51,7 @@ def layout(value: Value, rows: int, device: torch.device, memory: torch.Tensor |
     """
     axis, shape = value.row_axis, value.band_shape(rows)
     order = [axis, *(i for i in range(len(shape)) if i != axis)]
-    if len(shape) == 4 and axis == 2:
+    if _is_channels_last(value):
         order = [0, 2, 3, 1]
     sizes = [shape[i] for i in order]
     made = torch.empty(sizes, dtype=value.dtype, device=device) if memory is None else None
@@ -42,13 +59,23 @@ def layout(value: Value, rows: int, device: torch.device, memory: torch.Tensor |
     return made.permute([order.index(i) for i in range(len(shape))])
 
 
-def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """``x`` itself, or a copy that is dense and channels-last, by its strides too where there is one channel."""
+def as_channels_last(x: torch.Tensor) -> torch.Tensor | None:
+    """``x`` where it is dense and channels-last, by its strides too where there is one channel; None where it is not.
+
+    The result has the memory of ``x``, perhaps under other strides.
+    """
     if x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last):
         return x
+    _, c, h, w = x.shape
+    return x.as_strided(x.shape, (h * w, 1, w, 1)) if c == 1 and x.is_contiguous() else None
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """``x`` itself, or a copy that is dense and channels-last, by its strides too where there is one channel."""
+    same = as_channels_last(x)
+    if same is not None:
+        return same
     n, c, h, w = x.shape
-    if c == 1 and x.is_contiguous():
-        return x.as_strided(x.shape, (h * w, 1, w, 1))
     return torch.empty((n, h, w, c), dtype=x.dtype, device=x.device).permute(0, 3, 1, 2).copy_(x)
 
 
@@ -63,7 +90,45 @@ class Window:
         return r0 * self.stride - self.before, (r1 - 1) * self.stride - self.before + self.extent
 
 
-ROWS = "rows"
+class Regrouped(RowLocal):
+    """The same tensor with more or fewer entries of the row axis called a row."""
+
+    label = "rows"
+    reads_in_place = True
+
+    def __init__(self, x: Value, span: int) -> None:
+        self.span = span
+        self._make([x], Value(x.shape, x.dtype, x.row_axis, span=span))
+
+    def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
+        span = self.inputs[0].span
+        return r0 * self.span // span, -(-r1 * self.span // span)
+
+    def round_up(self, row: int) -> int:
+        step = math.lcm(self.span, self.inputs[0].span) // self.span
+        return -(-row // step) * step
+
+    def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
+        before = r0 * self.span % self.inputs[0].span
+        return rows[0].narrow(self.output.row_axis, before, (r1 - r0) * self.span)
+
+
+class Turned(RowLocal):
+    """Rows in another order, or columns for rows: a vertical flip, a roll, a transposition. Read from the whole map."""
+
+    whole_inputs = frozenset([0])
+
+    def __init__(self, label: str, x: Value, output: Value, row: Any) -> None:
+        """``row``: takes the whole input and r0, r1 and gives these output rows, perhaps as a view."""
+        self.label, self._row = label, row
+        self._make([x], output)
+
+    def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
+        return 0, self.inputs[i].rows
+
+    def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
+        y = self._row(rows[0], r0, r1)
+        return y.contiguous(memory_format=torch.channels_last if is_map(self.output) else torch.contiguous_format)
 
 
 class Rowwise(RowLocal):

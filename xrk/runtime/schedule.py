@@ -110,7 +110,8 @@ def overwrite(p: Pass, outputs: Collection[Value]) -> None:
 
 
 def _alike(a: Value, b: Value) -> bool:
-    return (a.shape, a.dtype, a.row_axis) == (b.shape, b.dtype, b.row_axis)
+    """Whether the rows of both lie at the same places: a map may be (1, H, W, C) here and (1, C, H, W) there."""
+    return (a.rows, a.bytes, a.dtype) == (b.rows, b.bytes, b.dtype)
 
 
 def _read_in_time(p: Pass, old: int, new: int) -> bool:
