@@ -1,7 +1,7 @@
 """From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from xrk.runtime.capture import capture
 from xrk.runtime.device import describe_device, module_on, resolve_device
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse
-from xrk.runtime.graph import Graph, RowLocal, Value
+from xrk.runtime.graph import Apply, Graph, RowLocal, Value
 from xrk.runtime.keeping import made_again
 from xrk.runtime.schedule import Pass, overwrite, schedule
 from xrk.runtime.segments import Segment, cut
@@ -37,6 +37,9 @@ MIB = 1 << 20
 BACKEND = 47 * MIB
 ALLOCATOR = 8  # bands come and go in all sizes: up to an eighth of them has been seen lost between blocks
 STEP = 400  # bytes of one step of the order, with its tuples
+
+# Parts of a plan's bytes that depend on the height of its bands.
+STEPS, BUFFERS = "order of steps", ("line buffers", "bands and scratch", "allocator")
 
 
 @dataclass
@@ -140,7 +143,7 @@ def make_plan(
         graph = _graph(module, shape, dtype, where, unknown)
         checked = _check(module, graph, shape, dtype, where, unknown)
         limit = _free(where) if budget is None else budget
-        best = _first_that_fits(_candidates(graph, band), limit)
+        best = _Search(graph, band).first_within(limit)
         if best.peak > limit and budget is not None:
             raise MemoryBudgetError(
                 f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
@@ -152,73 +155,97 @@ def make_plan(
     )
 
 
-def _first_that_fits(candidates: Iterator["_Candidate"], limit: int) -> "_Sized":
-    """The first candidate that takes no more bytes than ``limit``; where there is none, the smallest of all."""
-    best, left = None, []
-    for candidate in candidates:
-        if candidate.floor > limit:
-            left.append(candidate)  # not laid out, for that takes long
-            continue
-        sized = candidate.size()
-        if sized.peak <= limit:
-            return sized
-        if best is None or sized.peak < best.peak:
-            best = sized
-    for candidate in sorted(left, key=lambda c: c.floor):
-        if best is None or candidate.floor < best.peak:
-            sized = candidate.size()
-            best = sized if best is None or sized.peak < best.peak else best
-    return best
+class _Search:
+    """The first plan that takes no more than a limit, and where there is none the smallest."""
 
+    def __init__(self, graph: Graph, band: int | None) -> None:
+        self.graph = graph
+        width = graph.input.shape[3]
+        bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
+        self.policies = [(segments, bands[:-1:3] + bands[-1:] if i else bands) for i, segments in self._segments()]
+        self.sized: dict[tuple[int, int, int], _Sized] = {}
 
-def _candidates(graph: Graph, band: int | None) -> Iterator["_Candidate"]:
-    width = graph.input.shape[3]
-    bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
-    outputs = set(graph.outputs)
-    policies = [frozenset()]
-    if any(v not in outputs for s in cut(graph) for v in s.whole):
-        policies += [made_again(graph, products) for products in PRODUCTS]
-        policies.append(frozenset(n.output for n in graph.nodes))
-    for i, again in enumerate(policies):
-        if again in policies[:i]:
-            continue
-        segments = cut(graph, again)
-        # Each plan that makes maps again is long to lay out.
-        for b, least in bands if i == 0 else (*bands[:-1:3], bands[-1]):
-            yield _Candidate(graph, segments, b, least)
+    def _segments(self) -> Iterator[tuple[int, list[Segment]]]:
+        """The ways to cut the network, by what is held between the segments: the most and the quickest first."""
+        graph, outputs = self.graph, set(self.graph.outputs)
+        first = cut(graph)
+        yield 0, first
+        if not any(v not in outputs for s in first for v in s.whole):
+            return
+        seen = [frozenset()]
+        policies = [made_again(graph, products) for products in PRODUCTS]
+        if not any(isinstance(n, Apply) and n.operator.apply_work for n in graph.nodes):
+            policies.append(frozenset(n.output for n in graph.nodes))
+        for again in policies:
+            if again not in seen:
+                seen.append(again)
+                yield 1, cut(graph, again)
 
+    def first_within(self, limit: int) -> "_Sized":
+        """The first that takes ``limit`` bytes or less, or the smallest of all."""
+        for sized in self._below([limit + 1], range(len(self.policies))):
+            if sized.peak <= limit:
+                return sized
+        highest = [self._size(i, *bands[0]) for i, (_, bands) in enumerate(self.policies)]
+        smallest = min(self.sized.values(), key=lambda sized: sized.peak)
+        least = [smallest.peak]
+        for sized in self._below(least, sorted(range(len(highest)), key=lambda i: highest[i].peak)):
+            if sized.peak < least[0]:
+                smallest, least[0] = sized, sized.peak
+        return smallest
 
-class _Candidate:
-    """Bands, and the segments that they run through; `size` lays it out."""
+    def _below(self, limit: list[float], policies: Iterable[int]) -> Iterator["_Sized"]:
+        """The candidates that may take less than ``limit[0]`` bytes; to lay one out takes long."""
+        for i in policies:
+            segments, bands = self.policies[i]
+            floor, higher = self._held(segments), []
+            for band, least in bands:
+                if floor < limit[0] and _floor(higher, band, least) < limit[0]:
+                    higher.append(self._size(i, band, least))
+                    yield higher[-1]
 
-    def __init__(self, graph: Graph, segments: list[Segment], band: int, least: int) -> None:
-        self.graph, self.segments, self.band, self.least = graph, segments, band, least
+    def _size(self, i: int, band: int, least: int) -> "_Sized":
+        if (i, band, least) not in self.sized:
+            self.sized[i, band, least] = _Sized(self.graph, self.policies[i][0], band, least)
+        return self.sized[i, band, least]
 
-    @property
-    def floor(self) -> int:
-        """Bytes that it takes at least: what is held, if every map that can be is laid over another."""
+    def _held(self, segments: list[Segment]) -> int:
+        """Bytes of what is held between segments, if every map that can be is laid over another."""
         most, held, outputs = 0, {}, set(self.graph.outputs)
-        for segment in self.segments:
+        for segment in segments:
             held.update((n.output, n.output.bytes) for n in segment.before)
             held.update((v, v.bytes) for v in segment.whole)
             held.update((n.output, n.operator.state_bytes) for n in segment.summaries)
-            ended = [v for v in segment.last_use if v in segment.sources]
+            ended = sum(v.bytes for v in segment.last_use if v in segment.sources)
             made = sum(v.bytes for v in segment.whole if v not in outputs)
-            most = max(most, sum(held.values()) - min(made, sum(v.bytes for v in ended)))
+            most = max(most, sum(held.values()) - min(made, ended))
             for v in segment.last_use:
                 held.pop(v, None)
         return most
 
-    def size(self) -> "_Sized":
-        return _Sized(self)
+
+def _floor(higher: list["_Sized"], band: int, least: int) -> float:
+    """About the least that segments take in lower bands than those that were laid out.
+
+    Steps become more, and buffers shrink no faster than the bands; nor much faster than they did from band to band, for
+    many of their rows do not depend on the bands.
+    """
+    if not higher:
+        return 0.0
+    last = higher[-1]
+    buffers = last.buffers * band / last.band * min(1.0, least / last.least)
+    if len(higher) > 1 and higher[-2].band > last.band:
+        slope = (higher[-2].buffers - last.buffers) / (higher[-2].band - last.band)
+        buffers = max(buffers, 0.95 * (last.buffers - slope * (last.band - band)))
+    return last.peak - last.order - last.buffers + last.order * last.band / band + buffers
 
 
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, candidate: _Candidate) -> None:
-        graph, self.band = candidate.graph, candidate.band
-        self.passes = [schedule(s, self.band, candidate.least) for s in candidate.segments]
+    def __init__(self, graph: Graph, segments: list[Segment], band: int, least: int) -> None:
+        self.band, self.least = band, least
+        self.passes = [schedule(s, band, least) for s in segments]
         weights = sum(n.weight_bytes for n in graph.nodes)
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
@@ -235,23 +262,31 @@ class _Sized:
                 held[v] = v.bytes
             for node in p.segment.summaries:
                 held[node.output] = max(node.output.bytes, node.operator.state_bytes)
-            self._see(weights, held, outputs, {"line buffers": p.line_bytes, "bands and scratch": p.peak})
+            self._see(weights, held, outputs, dict(zip(BUFFERS, (p.line_bytes, p.peak), strict=False)))
             for v in p.segment.last_use:
                 held.pop(v, None)
         once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
         self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
 
+    @property
+    def order(self) -> int:
+        return self.parts.get(STEPS, 0)
+
+    @property
+    def buffers(self) -> int:
+        return sum(self.parts.get(name, 0) for name in BUFFERS)
+
     def _see(self, weights: int, held: dict[Value, int], outputs: set[Value], here: dict[str, int]) -> None:
         parts = {
             "backend's first calls": BACKEND,
-            "order of steps": STEP * sum(len(p.steps) for p in self.passes),
+            STEPS: STEP * sum(len(p.steps) for p in self.passes),
             "prepared weights": weights,
             "output": sum(size for v, size in held.items() if v in outputs),
             "maps kept whole": sum(s for v, s in held.items() if v not in outputs and v.row_axis is not None),
             "states and vectors": sum(s for v, s in held.items() if v not in outputs and v.row_axis is None),
             **here,
         }
-        parts["allocator"] = (here.get("line buffers", 0) + here.get("bands and scratch", 0)) // ALLOCATOR
+        parts[BUFFERS[2]] = sum(here.values()) // ALLOCATOR
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
