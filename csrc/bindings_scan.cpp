@@ -192,10 +192,10 @@ void scan_lines(const py::object& x_, const py::object& projection, const py::ob
   cpu::scan_lines(x, weights, direction, states, y, threads);
 }
 
+// The arguments that a 1-D scan and its gradients read.
 template <typename T>
-void selective_scan(const py::object& u_, const py::object& delta, const py::object& a_, const py::object& b_,
-                    const py::object& c, const py::object& skip, const py::object& bias, bool softplus,
-                    const py::object& order_, const py::object& state, const py::object& out, int threads_) {
+cpu::Scan1d<T> scan_of(const py::object& u_, const py::object& delta, const py::object& a_, const py::object& b_,
+                       const py::object& c, const py::object& bias, bool softplus, const py::object& order_) {
   const py::array u = checked<T>(u_, "u", {-1, -1, -1});
   const std::int64_t batch = u.shape(0), length = u.shape(1), channels = u.shape(2);
   const py::array a = checked<T>(a_, "A", {channels, -1});
@@ -213,7 +213,6 @@ void selective_scan(const py::object& u_, const py::object& delta, const py::obj
   scan.a = static_cast<const T*>(a.data());
   scan.b = static_cast<const T*>(b.data());
   scan.c = read<T>(c, "C", {batch, groups, length, states});
-  scan.skip = skip.is_none() ? nullptr : read<T>(skip, "D", {channels});
   scan.bias = bias.is_none() ? nullptr : read<T>(bias, "delta_bias", {channels});
   if (!order_.is_none()) {
     const bool per_image = py::isinstance<py::array>(order_) && py::reinterpret_borrow<py::array>(order_).ndim() == 2;
@@ -229,16 +228,83 @@ void selective_scan(const py::object& u_, const py::object& delta, const py::obj
     }
   }
   scan.softplus = softplus;
-  scan.state = write<T>(state, "state", {batch, channels, states});
-  scan.y = write<T>(out, "out", {batch, length, channels});
   scan.batch = batch;
   scan.length = length;
   scan.channels = channels;
   scan.groups = groups;
   scan.states = states;
+  return scan;
+}
+
+template <typename T>
+void selective_scan(const py::object& u, const py::object& delta, const py::object& a, const py::object& b,
+                    const py::object& c, const py::object& skip, const py::object& bias, bool softplus,
+                    const py::object& order, const py::object& state, const py::object& out, int threads_) {
+  cpu::Scan1d<T> scan = scan_of<T>(u, delta, a, b, c, bias, softplus, order);
+  scan.skip = skip.is_none() ? nullptr : read<T>(skip, "D", {scan.channels});
+  scan.state = write<T>(state, "state", {scan.batch, scan.channels, scan.states});
+  scan.y = write<T>(out, "out", {scan.batch, scan.length, scan.channels});
   const std::size_t threads = check_threads(threads_);
   py::gil_scoped_release unlocked;
   cpu::selective_scan(scan, threads);
+}
+
+template <typename T>
+void selective_scan_backward(const py::object& out_grad, const py::object& u, const py::object& delta,
+                             const py::object& a, const py::object& b, const py::object& c, const py::object& bias,
+                             bool softplus, const py::object& order, const py::object& state,
+                             const py::object& state_grad, const py::object& u_grad, const py::object& delta_grad,
+                             const py::object& a_grad, const py::object& b_grad, const py::object& c_grad,
+                             int threads_) {
+  cpu::Scan1d<T> scan = scan_of<T>(u, delta, a, b, c, bias, softplus, order);
+  scan.start = read<T>(state, "state", {scan.batch, scan.channels, scan.states});
+  cpu::Scan1dGradients<T> gradients{};
+  gradients.y_grad = read<T>(out_grad, "out_grad", {scan.batch, scan.length, scan.channels});
+  gradients.state_grad = write<T>(state_grad, "state_grad", {scan.batch, scan.channels, scan.states});
+  gradients.u_grad = write<T>(u_grad, "u_grad", {scan.batch, scan.length, scan.channels});
+  gradients.delta_grad = write<T>(delta_grad, "delta_grad", {scan.batch, scan.length, scan.channels});
+  gradients.a_grad = write<T>(a_grad, "A_grad", {scan.channels, scan.states});
+  gradients.b_grad = write<T>(b_grad, "B_grad", {scan.batch, scan.groups, scan.length, scan.states});
+  gradients.c_grad = write<T>(c_grad, "C_grad", {scan.batch, scan.groups, scan.length, scan.states});
+  const std::size_t threads = check_threads(threads_);
+  py::gil_scoped_release unlocked;
+  cpu::selective_scan_backward(scan, gradients, threads);
+}
+
+template <typename T>
+void projected_scan_backward(const py::object& out_grad, const py::object& u_, const py::object& rows,
+                             const py::object& dt_weight_, const py::object& bias, const py::object& a_, bool reversed,
+                             const py::object& u_grad, const py::object& rows_grad, const py::object& dt_weight_grad,
+                             const py::object& bias_grad, const py::object& a_grad, int threads_) {
+  const py::array u = checked<T>(u_, "u", {-1, -1, -1});
+  cpu::Scan1d<T> scan{};
+  scan.batch = u.shape(0);
+  scan.length = u.shape(1);
+  scan.channels = u.shape(2);
+  scan.groups = 1;
+  const py::array a = checked<T>(a_, "A", {scan.channels, -1});
+  scan.states = a.shape(1);
+  check_states(scan.states, "A");
+  const py::array dt_weight = checked<T>(dt_weight_, "dt_weight", {scan.channels, -1});
+  scan.u = static_cast<const T*>(u.data());
+  scan.a = static_cast<const T*>(a.data());
+  scan.bias = read<T>(bias, "bias", {scan.channels});
+  scan.softplus = true;
+  scan.reversed = reversed;
+  cpu::Scan1dGradients<T> gradients{};
+  gradients.rank = dt_weight.shape(1);
+  gradients.dt_weight = static_cast<const T*>(dt_weight.data());
+  const std::int64_t row = gradients.rank + 2 * scan.states;
+  gradients.rows = read<T>(rows, "rows", {scan.batch, scan.length, row});
+  gradients.y_grad = read<T>(out_grad, "out_grad", {scan.batch, scan.length, scan.channels});
+  gradients.u_grad = write<T>(u_grad, "u_grad", {scan.batch, scan.length, scan.channels});
+  gradients.rows_grad = write<T>(rows_grad, "rows_grad", {scan.batch, scan.length, row});
+  gradients.dt_weight_grad = write<T>(dt_weight_grad, "dt_weight_grad", {scan.channels, gradients.rank});
+  gradients.bias_grad = write<T>(bias_grad, "bias_grad", {scan.channels});
+  gradients.a_grad = write<T>(a_grad, "A_grad", {scan.channels, scan.states});
+  const std::size_t threads = check_threads(threads_);
+  py::gil_scoped_release unlocked;
+  cpu::selective_scan_backward(scan, gradients, threads);
 }
 
 }  // namespace
@@ -287,4 +353,33 @@ void bind_scan(py::module_& m) {
       py::arg("u"), py::arg("delta"), py::arg("A"), py::arg("B"), py::arg("C"), py::arg("D"), py::arg("delta_bias"),
       py::arg("delta_softplus"), py::arg("order"), py::arg("state"), py::arg("out"), py::arg("threads") = 1,
       "The 1-D scan over u (B, L, D), with B and C (B, groups, L, N); state (B, D, N) is the start and becomes the end.");
+  m.def(
+      "selective_scan_backward",
+      [](Object out_grad, Object u, Object delta, Object a, Object b, Object c, Object bias, bool softplus,
+         Object order, Object state, Object state_grad, Object u_grad, Object delta_grad, Object a_grad, Object b_grad,
+         Object c_grad, int threads) {
+        (is_double(u) ? selective_scan_backward<double> : selective_scan_backward<float>)(
+            out_grad, u, delta, a, b, c, bias, softplus, order, state, state_grad, u_grad, delta_grad, a_grad, b_grad,
+            c_grad, threads);
+      },
+      py::arg("out_grad"), py::arg("u"), py::arg("delta"), py::arg("A"), py::arg("B"), py::arg("C"),
+      py::arg("delta_bias"), py::arg("delta_softplus"), py::arg("order"), py::arg("state"), py::arg("state_grad"),
+      py::arg("u_grad"), py::arg("delta_grad"), py::arg("A_grad"), py::arg("B_grad"), py::arg("C_grad"),
+      py::arg("threads") = 1,
+      "The gradients of selective_scan without D: out_grad and state_grad are those of out and of the last state. Adds to\n"
+      "u_grad, writes the others; state_grad becomes that of the start, state. The result does not depend on threads.");
+  m.def(
+      "projected_scan_backward",
+      [](Object out_grad, Object u, Object rows, Object dt_weight, Object bias, Object a, bool reversed, Object u_grad,
+         Object rows_grad, Object dt_weight_grad, Object bias_grad, Object a_grad, int threads) {
+        (is_double(u) ? projected_scan_backward<double> : projected_scan_backward<float>)(
+            out_grad, u, rows, dt_weight, bias, a, reversed, u_grad, rows_grad, dt_weight_grad, bias_grad, a_grad,
+            threads);
+      },
+      py::arg("out_grad"), py::arg("u"), py::arg("rows"), py::arg("dt_weight"), py::arg("bias"), py::arg("A"),
+      py::arg("reversed"), py::arg("u_grad"), py::arg("rows_grad"), py::arg("dt_weight_grad"), py::arg("bias_grad"),
+      py::arg("A_grad"), py::arg("threads") = 1,
+      "The gradients of one direction of SS2D along sequences u (B, L, D), forwards or from the last to the first: rows\n"
+      "(B, L, R + 2N) are the low-rank dt, B and C. Adds to u_grad, writes the others. The result does not depend on\n"
+      "threads.");
 }

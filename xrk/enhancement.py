@@ -223,6 +223,11 @@ def _model(model: Any) -> loading.Model:
         raise InputTypeError(
             f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, or what xrk.load gave."
         )
+    if model.card.output_scale > 1:
+        raise InputError(
+            f"{model.card.name} magnifies {model.card.output_scale:g} times, and an enhanced frame keeps its size; "
+            "call the network itself, xrk.load(path).module."
+        )
     if any(part.training for part in model.module.modules()):
         raise InputError(f"The module of {model.card.name} is in training mode; call .eval() on it first.")
     dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point()}

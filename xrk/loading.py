@@ -18,7 +18,7 @@ from torch import nn
 
 from xrk.checkpoints import CheckpointDescription, assemble, describe_checkpoint, read_state
 from xrk.errors import CheckpointError, CheckpointFileError, InputError, InputTypeError, ModelNotFoundError
-from xrk.models import Card
+from xrk.models import ARCHITECTURES, Card
 
 __all__ = ["CheckpointDescription", "Model", "inspect_checkpoint", "list_models", "load"]
 
@@ -83,6 +83,11 @@ def load(name_or_path: str | os.PathLike[str]) -> Model:
             return _kept(_WEIGHTS / f"{text}.safetensors", text)
         looks_like_path = text.endswith(_CHECKPOINT_SUFFIXES) or os.path.basename(text) != text
         if not text or not (looks_like_path or os.path.lexists(text)):
+            if text in ARCHITECTURES:
+                raise ModelNotFoundError(
+                    f"xrk has the network {text!r} but ships no weights of that name; pass the path of a checkpoint. "
+                    f"Shipped models: {', '.join(names) or 'none'}."
+                )
             close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
             raise ModelNotFoundError(
                 f"There is no model {text!r} and no file of that name; "

@@ -66,6 +66,8 @@ def _full_shape(module: nn.Module, shape: Any) -> tuple[int, ...]:
     if len(sizes) not in (2, 3, 4):
         raise InputError(f"shape={shape!r}; expected (H, W), (C, H, W) or (1, C, H, W).")
     if len(sizes) == 2:
+        # A network that rearranges its image says itself what it takes; others by their first convolution.
         first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-        sizes = (1 if first is None else first.in_channels, *sizes)
+        channels = getattr(module, "in_channels", 1 if first is None else first.in_channels)
+        sizes = (channels, *sizes)
     return sizes if len(sizes) == 4 else (1, *sizes)

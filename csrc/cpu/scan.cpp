@@ -3,52 +3,15 @@
 #include "scan.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <type_traits>
 #include <vector>
 
-#include "pixels.h"
-#include "threads.h"
+#include "scan_work.h"
 
 namespace xrk::cpu {
 namespace {
 
-// Projections of this many pixels are held at a time, and below this much work a thread costs more than it saves.
+// Projections of this many pixels are held at a time.
 constexpr std::int64_t pixels_at_a_time = 16384;
-constexpr std::int64_t smallest_work = std::int64_t{1} << 17;
-
-const ScanPath& active_scan_path() {
-#ifdef XRK_X86
-  const char* name = active_path().name;
-  if (std::strcmp(name, "avx512") == 0) return avx512_scan_path();
-  if (std::strcmp(name, "avx2") == 0) return avx2_scan_path();
-#endif
-  return baseline_scan_path();
-}
-
-template <typename T>
-const ScanKernels<T>& kernels() {
-  if constexpr (std::is_same_v<T, float>) {
-    return active_scan_path().single;
-  } else {
-    return active_scan_path().twice;
-  }
-}
-
-std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// work(first, last) for consecutive parts of [0, count), on as many threads as `cost` units of work are worth.
-template <typename Work>
-void share(std::int64_t count, std::int64_t cost, std::size_t threads, const Work& work) {
-  const std::int64_t worth = std::max<std::int64_t>(1, cost / smallest_work);
-  const std::int64_t parts = std::max<std::int64_t>(1, std::min({static_cast<std::int64_t>(threads), count, worth}));
-  const auto run = [&](std::size_t index) {
-    const auto part = static_cast<std::int64_t>(index);
-    work(count * part / parts, count * (part + 1) / parts);
-  };
-  run_parts(static_cast<std::size_t>(parts), run);
-}
 
 // The way of direction k through an image, in pixels: line l, step s is pixel first + l * line + s * step.
 struct Way {
@@ -69,30 +32,6 @@ Way flattened(const Way& way) {
   return {1, way.lines * way.steps, way.first, 0, way.step};
 }
 
-// One direction's weights as the kernels want them: padded to whole vectors, states before channels.
-template <typename T>
-struct Prepared {
-  std::int64_t padded, outputs;
-  std::vector<T> projection, dt_weight, bias, a2, skip;
-};
-
-template <typename T>
-void prepare_a(const T* a, bool logs, std::int64_t channels, std::int64_t states, Prepared<T>& out) {
-  out.a2.assign(static_cast<std::size_t>(states * out.padded), T(0));
-  for (std::int64_t d = 0; d < channels; ++d) {
-    for (std::int64_t n = 0; n < states; ++n) {
-      const double value = static_cast<double>(a[d * states + n]);
-      out.a2[n * out.padded + d] = static_cast<T>((logs ? -std::exp(value) : value) * 1.4426950408889634074);
-    }
-  }
-}
-
-template <typename T>
-void prepare_vector(const T* values, std::int64_t channels, std::int64_t padded, std::vector<T>& out) {
-  out.assign(static_cast<std::size_t>(padded), T(0));
-  if (values) std::copy(values, values + channels, out.begin());
-}
-
 template <typename T>
 Prepared<T> prepare(const Ss2dWeights<T>& w, int k) {
   const std::int64_t lanes = kernels<T>().lanes;
@@ -106,12 +45,7 @@ Prepared<T> prepare(const Ss2dWeights<T>& w, int k) {
       out.projection[d * out.outputs + q] = w.projection[(k * rows + q) * w.channels + d];
     }
   }
-  out.dt_weight.assign(static_cast<std::size_t>(w.rank * out.padded), T(0));
-  for (std::int64_t d = 0; d < w.channels; ++d) {
-    for (std::int64_t r = 0; r < w.rank; ++r) {
-      out.dt_weight[r * out.padded + d] = w.dt_weight[(k * w.channels + d) * w.rank + r];
-    }
-  }
+  prepare_dt_weight(w.dt_weight + k * w.channels * w.rank, w.channels, w.rank, out);
   prepare_vector(w.dt_bias + k * w.channels, w.channels, out.padded, out.bias);
   prepare_vector(w.skip + k * w.channels, w.channels, out.padded, out.skip);
   prepare_a(w.a_logs + k * w.channels * w.states, true, w.channels, w.states, out);

@@ -58,6 +58,33 @@ struct Walk {
 
 constexpr std::int64_t most_states = 64;
 
+// The gradients of a walk over at most `group` channels, from the last step to the first. The states are not kept: each
+// chunk of `back_steps` steps makes its own again, from the state that its first step starts from.
+//
+// Of the walk, u is stored as T, rows lie by position, dt is made of delta or of rows, never of both (rank 0, or delta
+// null); skip, y and state are not used. Arrays by channel are packed: their channels are those of one call, rounded up
+// to whole vectors.
+template <typename T>
+struct WalkBack {
+  Walk<T> walk;
+  const T* y_grad;       // [position, pitch]
+  T* u_grad;             // [position, pitch], added to
+  T* delta_grad;         // [position, pitch], or null
+  T* starts;             // [chunk, N, channels], the first one given
+  T* state_grad;         // [N, channels], of the state after the steps that becomes that of the state before them
+  double* weight_grads;  // [N + rank + 1, channels], added to: of A, of dt_weight and of the bias
+  T* rows_grad;          // [step, rank + 2N], of the low-rank dt, B and C, these channels' share
+  T* work;               // of back_values values
+};
+
+constexpr std::int64_t back_steps = 32;
+
+// What one call of walk_back works with.
+constexpr std::int64_t back_values(std::int64_t states, std::int64_t rank, std::int64_t group) {
+  return (2 * back_steps + 1) * states * group + back_steps * (rank + 2 * states + 6) * group +
+         (2 * states + 2 * rank + 1) * group;
+}
+
 // The kernels of one instruction set for one type.
 template <typename T>
 struct ScanKernels {
@@ -71,6 +98,10 @@ struct ScanKernels {
   // rows[t] = x[position] . weight, with weight [channels, outputs], outputs a multiple of lanes.
   void (*project)(const void* x, Storage storage, std::int64_t channels, const Steps& steps, const T* weight,
                   std::int64_t outputs, T* rows);
+  // Of channels [first, last), at most `group`, first a multiple of lanes: the starts of all chunks but the first.
+  void (*keep_starts)(const WalkBack<T>& back, std::int64_t first, std::int64_t last);
+  // Their gradients over steps [from, to), from a multiple of back_steps, `to` one or the last step.
+  void (*walk_back)(const WalkBack<T>& back, std::int64_t first, std::int64_t last, std::int64_t from, std::int64_t to);
 };
 
 struct ScanPath {
@@ -132,7 +163,9 @@ struct Scan1d {
   const T* bias;
   const std::int64_t* order;
   bool order_per_image;
+  bool reversed;  // from the last position to the first, without an order; by the gradients only
   bool softplus;
+  const T* start;  // read by the gradients, instead of state; null: zero
   T* state;
   T* y;
   std::int64_t batch, length, channels, groups, states;
@@ -140,5 +173,28 @@ struct Scan1d {
 
 template <typename T>
 void selective_scan(const Scan1d<T>& scan, std::size_t threads);
+
+// Gradients of a 1-D scan whose dt is softplus(bias + dt_weight low): low, B and C are the rows (B, L, rank + 2N), of
+// one group. With `delta` they are those of `selective_scan`: rank is 0 and b, c stand for rows. The scan's skip, state
+// and y are not used. The same bytes for every number of threads.
+template <typename T>
+struct Scan1dGradients {
+  const T* rows;        // null with delta
+  const T* dt_weight;   // (D, rank)
+  std::int64_t rank;
+  const T* y_grad;      // (B, L, D)
+  T* state_grad;        // (B, D, N), of the last state; becomes that of the first
+  T* u_grad;            // (B, L, D), added to: what came by way of the skip is already there
+  T* delta_grad;        // (B, L, D), with delta
+  T* a_grad;            // (D, N)
+  T* b_grad;            // (B, groups, L, N), with delta
+  T* c_grad;            // the same
+  T* rows_grad;         // (B, L, rank + 2N), without delta
+  T* dt_weight_grad;    // (D, rank), without delta
+  T* bias_grad;         // (D), without delta
+};
+
+template <typename T>
+void selective_scan_backward(const Scan1d<T>& scan, const Scan1dGradients<T>& gradients, std::size_t threads);
 
 }  // namespace xrk::cpu

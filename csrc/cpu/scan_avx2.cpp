@@ -1,5 +1,5 @@
 // The scans' kernels for AVX2: compiled with -mavx2 -mfma, called only where the processor has both.
-#include "scan_path.h"
+#include "scan_backward_path.h"
 
 namespace xrk::cpu {
 

@@ -4,7 +4,7 @@
 // GCC 12 takes the undefined vectors of its own AVX-512 header for uninitialised variables (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
-#include "scan_path.h"
+#include "scan_backward_path.h"
 
 namespace xrk::cpu {
 

@@ -1,5 +1,5 @@
 // The scans' kernels for every processor: compiled with the default flags.
-#include "scan_path.h"
+#include "scan_backward_path.h"
 
 namespace xrk::cpu {
 

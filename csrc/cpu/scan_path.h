@@ -1,4 +1,5 @@
-// The scans' kernels over vectors of channels. Each scan_<path>.cpp includes this file once and is compiled for its own
+// The scans' kernels over vectors of channels. Each scan_<path>.cpp includes this file once, by way of
+// scan_backward_path.h, and is compiled for its own
 // instruction set; all of it has internal linkage, as in pixels_path.h and for the same reason.
 //
 // Every lane does the same operations wherever its channel lies, so no result depends on how channels are shared out.
@@ -30,14 +31,12 @@ struct Logarithm<double> {
   static constexpr double negligible = 45.0;
 };
 
-// log(1 + exp(z)), to a few roundings of the result however small it is.
+// log(1 + exp(z)), to a few roundings of the result however small it is, from e = exp(-|z|).
 template <typename T>
-inline Vector<T> softplus_of(Vector<T> z) {
+inline Vector<T> softplus_from(Vector<T> z, Vector<T> e) {
   using V = Vector<T>;
   using L = Logarithm<T>;
   const V zero = {};
-  const V away = larger(z, zero - z);
-  const V e = exp2_of<T>(away * static_cast<T>(-1.4426950408889634074));
   const V s = e / (e + static_cast<T>(2));
   const V q = s * s;
   V sum = spread<T>(L::terms[0]);
@@ -46,6 +45,16 @@ inline Vector<T> softplus_of(Vector<T> z) {
   // NaN: `larger` may return either argument, so z itself is added where it is not a number.
   const V positive = z > zero ? z : (z == z ? zero : z);
   return madd(s + s, sum, positive);
+}
+
+template <typename T>
+inline Vector<T> exp_of_minus_size(Vector<T> z) {
+  return exp2_of<T>(larger(z, Vector<T>{} - z) * static_cast<T>(-1.4426950408889634074));
+}
+
+template <typename T>
+inline Vector<T> softplus_of(Vector<T> z) {
+  return softplus_from<T>(z, exp_of_minus_size<T>(z));
 }
 
 inline std::int64_t position(const Steps& steps, std::int64_t t) {
@@ -416,13 +425,6 @@ void project(const void* x, Storage storage, std::int64_t channels, const Steps&
   }
   project_steps<T>(static_cast<const T*>(x), channels, steps, weight, outputs, rows);
 }
-
-template <typename T>
-constexpr ScanKernels<T> make_scan_kernels() {
-  return {lanes<T>, group_vectors * lanes<T>, walk_channels<T>, summarise_channels<T>, project<T>};
-}
-
-constexpr ScanPath make_scan_path() { return {make_scan_kernels<float>(), make_scan_kernels<double>()}; }
 
 }  // namespace
 }  // namespace xrk::cpu

@@ -123,3 +123,41 @@ def _depthwise_conv2d(
 @_depthwise_conv2d.register_fake
 def _(x, weight, bias, dilation, activation):
     return _channels_last(x)
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, weight, bias, ctx.dilation, ctx.activation = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _back(ctx, out_grad):
+    """What was before the activation is made again; a map's gradient is this convolution with the kernel turned."""
+    x, weight, bias = ctx.saved_tensors
+    dtype = compute_dtype(x.dtype)
+    dilation, padding = ctx.dilation, (weight.shape[-1] - 1) // 2 * ctx.dilation
+    y_grad = out_grad.to(dtype)
+    if ctx.activation == "silu":
+        y = torch.ops.xrk.depthwise_conv2d(x, weight, bias, dilation, None).to(dtype)
+        share = torch.sigmoid(y)
+        y_grad = y_grad * (share * (1 + y * (1 - share)))
+    y_grad = y_grad.contiguous(memory_format=torch.channels_last)
+    turned = weight.to(dtype).flip(2, 3)
+    x_grad = torch.ops.xrk.depthwise_conv2d(y_grad, turned, None, dilation, None)
+    _, weight_grad, _ = torch.ops.aten.convolution_backward(
+        y_grad,
+        x.to(dtype),
+        weight.to(dtype),
+        None,
+        [1, 1],
+        [padding, padding],
+        [dilation, dilation],
+        False,
+        [0, 0],
+        x.shape[1],
+        [False, True, False],
+    )
+    bias_grad = None if bias is None else y_grad.sum((0, 2, 3)).to(bias.dtype)
+    return x_grad.to(x.dtype), weight_grad.to(weight.dtype), bias_grad, None, None
+
+
+_depthwise_conv2d.register_autograd(_back, setup_context=_keep)

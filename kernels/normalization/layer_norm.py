@@ -117,6 +117,32 @@ def _(x, weight, bias, gate, eps):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
+def _keep(ctx, inputs, output) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _back(ctx, out_grad):
+    """By torch's own layer normalisation, made again."""
+    x, weight, bias, gate = ctx.saved_tensors
+    dtype = compute_dtype(x.dtype)
+    values, w, b, g = (None if t is None else t.to(dtype) for t in (x, weight, bias, gate))
+    y_grad, shape = out_grad.to(dtype), [x.shape[-1]]
+    y, mean, scale = torch.native_layer_norm(values, shape, w, b, ctx.eps)
+    gate_grad = None
+    if g is not None:
+        share = torch.sigmoid(g)
+        gate_grad = (y_grad * y * share * (1 + g * (1 - share))).to(gate.dtype)
+        y_grad = y_grad * (g * share)
+    wanted = [True, weight is not None, bias is not None]
+    grads = torch.ops.aten.native_layer_norm_backward(y_grad, values, shape, mean, scale, w, b, wanted)
+    given = (None if t is None else grad.to(t.dtype) for grad, t in zip(grads, (x, weight, bias), strict=True))
+    return *given, gate_grad, None
+
+
+_layer_norm.register_autograd(_back, setup_context=_keep)
+
+
 def evenly_spaced_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     """A tensor with x's values, whose rows (last dimension) start evenly spaced, and their spacing in values.
 

@@ -48,6 +48,53 @@ def selective_scan_reference(
     return y.to(u.dtype), h
 
 
+def scan_gradients_reference(
+    out_grad: torch.Tensor,
+    state_grad: torch.Tensor | None,
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    bias: torch.Tensor | None,
+    softplus: bool,
+    order: torch.Tensor | None,
+    state: torch.Tensor | None,
+    u_grad: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """`xrk.kernels.scan.backward.scan_gradients` in plain torch, which keeps all states."""
+    batch, length, channels = u.shape
+    z = delta if bias is None else delta + bias
+    dt = F.softplus(z) if softplus else z
+    b, c = (m.repeat_interleave(channels // m.shape[1], 1) for m in (B, C))
+    order = torch.arange(length, device=u.device) if order is None else order
+    order = order.expand(batch, length)
+    image = torch.arange(batch, device=u.device)
+    h = [u.new_zeros(batch, channels, A.shape[1]) if state is None else state]
+    for t in range(length):
+        p = order[:, t]
+        x = (dt * u)[image, p, :, None]
+        h.append(torch.exp(dt[image, p, :, None] * A) * h[-1] + x * b[image, :, p])
+    carried = torch.zeros_like(h[0]) if state_grad is None else state_grad
+    dt_grad, A_grad = torch.zeros_like(u), torch.zeros_like(A)
+    b_grad, c_grad = torch.zeros_like(b), torch.zeros_like(c)
+    for t in reversed(range(length)):
+        p = order[:, t]
+        step, value, y = dt[image, p], u[image, p], out_grad[image, p]
+        h_grad = carried + y[..., None] * c[image, :, p]
+        carried = h_grad * torch.exp(step[..., None] * A)
+        by_b, exponent = (h_grad * b[image, :, p]).sum(-1), carried * h[t]
+        u_grad[image, p] += step * by_b
+        dt_grad[image, p] = value * by_b + (exponent * A).sum(-1)
+        A_grad += (exponent * step[..., None]).sum(0)
+        b_grad[image, :, p] = h_grad * (step * value)[..., None]
+        c_grad[image, :, p] = y[..., None] * h[t + 1]
+    if softplus:
+        dt_grad = dt_grad * torch.sigmoid(z)
+    b_grad, c_grad = (grad.reshape(batch, B.shape[1], -1, *grad.shape[2:]).sum(2) for grad in (b_grad, c_grad))
+    return dt_grad, A_grad, b_grad, c_grad, carried
+
+
 def projected(
     x: torch.Tensor, x_proj_weight: torch.Tensor, dt_projs_weight: torch.Tensor, dt_projs_bias: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -44,7 +44,7 @@ def selective_scan(
         position. initial_state: (batch, D, N) or None (zero).
     Returns out (batch, D, L) of u's dtype, contiguous; with return_last_state also the state after the last step,
     (batch, D, N), float32 (float64 for float64). float64 on a CUDA device runs as the reference, and the first such
-    call warns. Forward only.
+    call warns. Differentiable, once.
     Raises TypeError for another kind or dtype, ValueError for another shape or device, or an order that does not hold
     each position once.
     Gu, Dao 2023, Mamba, arXiv 2312.00752, section 3.3; the arguments as in that paper's public code.
@@ -79,9 +79,7 @@ def _selective_scan(
     if path == "triton":
         return code.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state)
     if path == "reference":
-        out, state = selective_scan_reference(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state
-        )
+        out, state = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, initial_state)
         return out.contiguous(), state
     dtype = compute_dtype(u.dtype)
     batch, channels, length = u.shape

@@ -54,7 +54,7 @@ def selective_scan_2d(
         x's dtype or float32. N from 1 to 64, R from 1 to 256.
     Returns (B, H, W, D), contiguous, of x's dtype. States and decays are float32 (float64 for float64). On a CPU the
     bytes do not depend on the number of threads. float64 on a CUDA device runs as the reference, and the
-    first such call warns. Forward only.
+    first such call warns. Differentiable, once.
     Raises TypeError for another kind or dtype, ValueError for another shape, stride or device.
     Liu et al. 2024, VMamba, arXiv 2401.10166, section 4; Guo et al. 2024, MambaIR, arXiv 2402.15648, section 3.3.
     """

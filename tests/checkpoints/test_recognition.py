@@ -24,8 +24,9 @@ configurations = st.one_of(
                 "decoder_channels": st.lists(widths, min_size=5, max_size=5),
                 "full_resolution_skip": st.integers(0, 5),
                 "batch_norm": st.booleans(),
+                "input_blocks": st.integers(0, 4),
             }
-        ),
+        ).map(lambda c: c | {"input_blocks": c["input_blocks"] if c["full_resolution_skip"] else 0}),
     ),
     st.tuples(
         st.just("resnet18-unet-original"),
@@ -49,6 +50,36 @@ configurations = st.one_of(
                 "batch_norm": st.booleans(),
                 "bias": st.booleans(),
             }
+        ),
+    ),
+    st.tuples(
+        st.just("lxie-net"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([4, 6, 16]),
+                "depths": st.lists(st.integers(1, 3), min_size=2, max_size=4),
+                "refinement": st.integers(0, 2),
+                "expand": st.sampled_from([1.0, 1.5, 2.0]),
+                "d_state": st.integers(1, 5),
+                "unshuffle": st.integers(1, 3),
+            }
+        ),
+    ),
+    st.tuples(
+        st.just("mambair"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([5, 6, 20]),
+                "depths": st.lists(st.integers(1, 3), min_size=1, max_size=3),
+                "d_state": st.integers(1, 5),
+                "expand": st.sampled_from([1.0, 1.2, 2.0]),
+            }
+        ).flatmap(
+            lambda sizes: st.sampled_from(
+                [("denoise", 1), ("light-sr", 2), ("light-sr", 3), ("classic-sr", 3), ("classic-sr", 4)]
+            ).map(lambda last: {**sizes, "head": last[0], "scale": last[1]})
         ),
     ),
 )
@@ -156,7 +187,7 @@ SMALL = {"width": 2, "decoder_channels": (5, 4, 3, 3, 2)}
 NETWORKS = [
     ResNet18UNet(**SMALL),
     ResNet18UNet(**SMALL, full_resolution_skip=3),
-    ResNet18UNet(**SMALL, full_resolution_skip=3, batch_norm=False),
+    ResNet18UNet(**SMALL, full_resolution_skip=3, batch_norm=False, input_blocks=2),
     OriginalResNet18UNet(width=2, decoder_channels=(5, 4, 3, 3)),
     DnCNN(features=3, depth=5),
     DnCNN(features=3, depth=5, batch_norm=True),

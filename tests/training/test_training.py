@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import xrk
 from xrk.models.resnet18_unet import ResNet18UNet
 from xrk.noise import NoiseModel
-from xrk.training import data, denoise
+from xrk.training import data, denoise, lxie_net, resnet18_unet
 from xrk.training.optimizer import Muon, orthogonalise
 
 
@@ -59,17 +58,21 @@ def test_closed_form_target_is_near_the_exact_one():
 def arguments(**changes):
     values = {
         "steps": 6, "cooldown": 2, "scenes": 3, "batch": 2, "size": 32, "optimizer": "muon", "lr": 0.02, "seed": 0,
-        "log": 3, "save": 3, "device": "cpu", "start": None,
+        "log": 3, "save": 3, "device": "cpu", "start": None, "model": "resnet18-unet",
     }  # fmt: skip
     return denoise.argparse.Namespace(**values | changes)
 
 
-def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"model": "lxie-net", "width": 4, "depths": [1, 1], "d_state": 2}],
+    ids=["resnet18-unet", "lxie-net"],
+)
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch, changes):
     monkeypatch.setattr(
         denoise, "build_pool", lambda path, *a, **k: path.exists() or data.build_pool(path, 3, 192, workers=1)
     )
-    denoise.train(tmp_path / "whole", arguments())
-    denoise.train(tmp_path / "split", arguments(save=3, steps=6))
+    denoise.train(tmp_path / "whole", arguments(**changes))
     whole = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
     # Killed after step 3: start again from the checkpoint that was there then.
     (tmp_path / "killed").mkdir()
@@ -86,10 +89,18 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch):
 
     monkeypatch.setattr(denoise, "learning_rate", kill)
     with pytest.raises(Killed):
-        denoise.train(tmp_path / "killed", arguments())
+        denoise.train(tmp_path / "killed", arguments(**changes))
     monkeypatch.setattr(denoise, "learning_rate", rate)
-    denoise.train(tmp_path / "killed", arguments())
+    denoise.train(tmp_path / "killed", arguments(**changes))
     resumed = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    assert (
+        resumed["model"] == changes.get("model", "resnet18-unet")
+        and changes.items()
+        <= {
+            **resumed["config"],
+            "model": resumed["model"],
+        }.items()
+    )
     for name, value in whole["average"].items():
         torch.testing.assert_close(resumed["average"][name], value, rtol=1e-4, atol=1e-6)
 
@@ -99,19 +110,71 @@ def test_a_run_begins_from_weights(tmp_path, monkeypatch):
     shipped = Path(xrk.__file__).parent / "weights" / "resnet18-unet.safetensors"
     denoise.train(tmp_path, arguments(start=shipped, steps=1, lr=0.0))
     begun = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
-    for name, value in load_file(shipped).items():
-        torch.testing.assert_close(begun[name], value.float(), rtol=0, atol=1e-6)
+    network = ResNet18UNet(**resnet18_unet.CONFIG)
+    network.load_state_dict(begun)
+    x = torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = xrk.load("resnet18-unet").module(x)
+        torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-4)
+
+
+def test_a_grown_network_computes_the_same_and_then_learns():
+    torch.manual_seed(3)
+    small = ResNet18UNet(width=3, decoder_channels=(5, 4, 6, 3, 4), full_resolution_skip=2, batch_norm=False)
+    large = ResNet18UNet(
+        width=4, decoder_channels=(7, 4, 9, 5, 6), full_resolution_skip=5, batch_norm=False, input_blocks=2
+    )
+    resnet18_unet.initialise(small)
+    resnet18_unet.initialise(large)
+    resnet18_unet.grow(large, small.state_dict())
+    x = torch.randn(1, 1, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(large(x), small(x), rtol=0, atol=1e-5)
+    large(x).square().mean().backward()
+    listening = large.decoder.blocks[4].conv1[0].weight.grad[:4]  # of the old outputs
+    assert all(listening[:, n].abs().sum() > 0 for n in range(listening.shape[1]))
+    with pytest.raises(ValueError, match=r"does not fit into the network's"):
+        resnet18_unet.grow(small, large.state_dict())
 
 
 def test_network_starts_as_identity_and_ignores_the_level():
     torch.manual_seed(0)
-    network = ResNet18UNet(**denoise.CONFIG).eval()
-    denoise.initialise(network)
+    network = ResNet18UNet(**resnet18_unet.CONFIG).eval()
+    resnet18_unet.initialise(network)
     x = 3 * torch.randn(1, 1, 64, 64)
     with torch.inference_mode():
         y = network(x)
         assert (y - x).std() < 0.5 * x.std()
         torch.testing.assert_close(network(x + 100) - 100, y, rtol=0, atol=1e-3)
+
+
+def test_an_lxie_net_starts_as_identity_and_ignores_the_level():
+    torch.manual_seed(0)
+    network = lxie_net.build(lxie_net.CONFIG).eval()
+    lxie_net.initialise(network)
+    x = 3 * torch.randn(1, 1, 64, 72)
+    with torch.inference_mode():
+        y = network(x)
+        assert (y - x).std() < 0.5 * x.std()
+        torch.testing.assert_close(network(x + 100) - 100, y, rtol=0, atol=1e-3)
+
+
+def test_muon_moves_products_and_adamw_the_rest_of_an_lxie_net():
+    network = lxie_net.build(lxie_net.CONFIG)
+    moved = {name for name, p in network.named_parameters() if lxie_net.is_matrix(name, p)}
+    for name, p in network.named_parameters():
+        stack = any(part in name for part in ("x_proj", "dt_projs", "A_logs", "Ds", "self_attention.conv2d", "norm"))
+        assert (name in moved) == (p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and not stack), name
+
+
+def test_the_command_takes_the_sizes_of_its_network(monkeypatch):
+    seen = []
+    monkeypatch.setattr(denoise, "train", lambda run, arguments: seen.append(arguments))
+    denoise.main(["--run", "somewhere", "--model", "lxie-net", "--depths", "1", "2", "--d-state", "4"])
+    denoise.main(["--run", "somewhere", "--width", "12"])
+    assert (seen[0].depths, seen[0].d_state, seen[1].width) == ([1, 2], 4, 12)
+    with pytest.raises(SystemExit):
+        denoise.main(["--run", "somewhere", "--depths", "1", "2"])
 
 
 def test_learning_rate():

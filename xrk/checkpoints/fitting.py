@@ -15,7 +15,19 @@ from torch import Tensor, nn
 from xrk.errors import CheckpointError
 from xrk.models import ARCHITECTURES
 
-__all__ = ["Fit", "Format", "Shapes", "best_fit", "build", "dimension", "shown", "width"]
+__all__ = [
+    "Fit",
+    "Format",
+    "Shapes",
+    "best_fit",
+    "build",
+    "differences",
+    "dimension",
+    "same_tensors",
+    "shown",
+    "vote",
+    "width",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,6 +47,8 @@ class Format:
         conventions: how the network is to be run, given the configuration: the card's fields ``domain``, ``noise``,
             ``size_multiple``, ``output_scale`` and ``limits``.
         rename: this project's name of a tensor -> the network's own.
+        reshape: the network's own name of a tensor and its shape in the file -> its shape in the network, where a
+            project stores the same numbers in another shape.
     """
 
     title: str
@@ -42,6 +56,7 @@ class Format:
     configuration: Callable[[Shapes], dict[str, Any]]
     conventions: Callable[[dict[str, Any]], dict[str, Any]]
     rename: Callable[[str], str] = str
+    reshape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda name, shape: shape
 
 
 @dataclass(frozen=True)
@@ -72,11 +87,24 @@ class Fit:
 
     def problems(self, at_most: int = 10) -> list[str]:
         """What does not fit, worst first, one phrase each; beyond `at_most` only their number."""
-        found = [f"{k} is {got}, expected {expected}" for k, (got, expected) in self.misshapen.items()]
-        found += [f"{k} {shape} is missing" for k, shape in self.missing.items()]
-        found += [f"{shown(k)} {shape} is unexpected" for k, shape in self.unexpected.items()]
-        left_out = len(found) - at_most
-        return found[:at_most] + ([f"and {left_out} more"] if left_out > 0 else [])
+        return _phrases(self.misshapen, self.missing, self.unexpected, at_most)
+
+
+def differences(found: Shapes, expected: Shapes, at_most: int = 10) -> list[str]:
+    """What keeps tensors from being the expected ones, in the phrases of `Fit.problems`; empty where all fit."""
+    misshapen = {k: (found[k], shape) for k, shape in expected.items() if k in found and found[k] != shape}
+    missing = {k: shape for k, shape in expected.items() if k not in found}
+    return _phrases(misshapen, missing, {k: shape for k, shape in found.items() if k not in expected}, at_most)
+
+
+def _phrases(
+    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], missing: Shapes, unexpected: Shapes, at_most: int
+) -> list[str]:
+    found = [f"{k} is {got}, expected {expected}" for k, (got, expected) in misshapen.items()]
+    found += [f"{k} {shape} is missing" for k, shape in missing.items()]
+    found += [f"{shown(k)} {shape} is unexpected" for k, shape in unexpected.items()]
+    left_out = len(found) - at_most
+    return found[:at_most] + ([f"and {left_out} more"] if left_out > 0 else [])
 
 
 def shown(name: str) -> str:
@@ -95,7 +123,12 @@ def width(shapes: Shapes, multiples: Mapping[str, int], default: int) -> int:
 
     A vote, so that one damaged tensor does not decide what all others are compared with.
     """
-    votes = Counter(dimension(shapes, name, 0, 0) // multiple for name, multiple in multiples.items())
+    return vote((dimension(shapes, name, 0, 0) // multiple for name, multiple in multiples.items()), default)
+
+
+def vote(numbers: Iterable[int], default: int) -> int:
+    """What most of the numbers that are not 0 are; `default` where there is none."""
+    votes = Counter(numbers)
     del votes[0]
     return votes.most_common(1)[0][0] if votes else default
 
@@ -125,11 +158,19 @@ def build(fit: Fit, state: Mapping[str, Tensor]) -> nn.Module:
     weights = {}
     for name, slot in module.state_dict().items():
         if name in fit.keys:
-            weights[name] = _weight(name, state[fit.keys[name]], slot.dtype)
+            weights[name] = _weight(name, state[fit.keys[name]], slot.dtype).reshape(slot.shape)
         else:
             weights[name] = torch.zeros(slot.shape, dtype=slot.dtype, device="cpu")
     module.load_state_dict(weights, strict=True, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def same_tensors(architecture: str, config: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations of a network have the same names and shapes."""
+    try:
+        return _expected_shapes(architecture, config) == _expected_shapes(architecture, other)
+    except (RuntimeError, ValueError, OverflowError):
+        return False  # sizes that no tensor can have
 
 
 def _fit(shapes: Shapes, form: Format, prefix: str = "") -> Fit | None:
@@ -139,7 +180,7 @@ def _fit(shapes: Shapes, form: Format, prefix: str = "") -> Fit | None:
     for key, shape in shapes.items():
         if keys.setdefault(form.rename(key.removeprefix(prefix)), key) != key:
             twins[key] = shape
-    found = {name: shapes[key] for name, key in keys.items()}
+    found = {name: form.reshape(name, shapes[key]) for name, key in keys.items()}
     config = form.configuration(found)
     try:
         expected = _expected_shapes(form.architecture, config)

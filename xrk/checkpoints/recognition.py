@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xrk.checkpoints import dncnn, original_resnet18_unet, segmentation_models_pytorch
+from xrk.checkpoints import dncnn, mambair, mambair_unet, original_resnet18_unet, segmentation_models_pytorch
 from xrk.checkpoints.files import CheckpointFile
-from xrk.checkpoints.fitting import Fit, Format, best_fit, build, shown
+from xrk.checkpoints.fitting import Fit, Format, best_fit, build, same_tensors, shown
+from xrk.checkpoints.relatives import relative
 from xrk.errors import CheckpointError, InputError
 from xrk.models import ARCHITECTURES, Card
 
@@ -20,6 +21,8 @@ FORMATS: tuple[Format, ...] = (
     segmentation_models_pytorch.FORMAT,
     original_resnet18_unet.FORMAT,
     dncnn.FORMAT,
+    mambair_unet.FORMAT,
+    mambair.FORMAT,
 )
 
 _CARD_KEY = "xrk_card"
@@ -39,6 +42,9 @@ def require_fit(state: Mapping[str, Tensor]) -> Fit:
     """Like `recognise`, with all that was found out."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     fit = best_fit(shapes, FORMATS)
+    family = None if fit is not None and fit.fits else relative(shapes)
+    if family is not None:
+        raise CheckpointError(f"This is a checkpoint of {family.title}, which xrk does not run: {family.reason}.")
     if fit is None:
         first = ", ".join(f"{shown(name)} {shape}" for name, shape in list(shapes.items())[:10])
         raise CheckpointError(
@@ -85,7 +91,8 @@ def assemble(
 
 
 def _require_grey(fit: Fit) -> None:
-    inputs, outputs = fit.config["in_channels"], fit.config["out_channels"]
+    inputs = fit.config["in_channels"]
+    outputs = fit.config.get("out_channels", inputs)  # a network that adds to its input has as many
     if (inputs, outputs) != (1, 1):
         raise CheckpointError(
             f"This {fit.format.architecture} turns {inputs} channels into {outputs}; "
@@ -118,11 +125,13 @@ def _header_entries(file: CheckpointFile) -> dict[str, Any]:
 
 
 def _agreed_config(card: Card, derived: Card) -> dict[str, Any]:
-    """The constructor's arguments, where card and tensors say the same; no tensor tells a float, the card may."""
+    """The constructor's arguments, where card and tensors say the same; a float that no tensor tells, the card may."""
     stated = {"architecture": card.architecture, "output_scale": card.output_scale, **card.config}
     found = {"architecture": derived.architecture, "output_scale": derived.output_scale, **derived.config}
     for name, value in stated.items():
         is_free = name in card.config and isinstance(value, float) and isinstance(found.get(name), float)
+        if is_free and value != found[name]:
+            is_free = same_tensors(derived.architecture, derived.config | {name: value}, derived.config)
         if name not in found or (value != found[name] and not is_free):
             raise CheckpointError(
                 f"The model card says {name} = {value!r}, but the tensors say {found.get(name, 'nothing of it')!r}."

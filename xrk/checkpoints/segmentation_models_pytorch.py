@@ -1,6 +1,7 @@
 """segmentation_models_pytorch's ``Unet("resnet18")``, and xrk's own variant of it (design of 0.6.0; licence MIT).
 
-The variant is told by ``input_skip.weight``, the convolution that brings the image itself to the last decoder block.
+The variant is told by ``input_skip.weight``, the convolution that brings the image itself to the last decoder block;
+its dilated blocks are counted (the n-th has dilation 2 << n).
 A network without batch norms is told by the lack of their running means.
 """
 
@@ -25,6 +26,7 @@ def _configuration(shapes: Shapes) -> dict[str, Any]:
         "width": width(shapes, _WIDTHS, 64),
         "decoder_channels": [channels(block) for block in range(5)],
         "full_resolution_skip": dimension(shapes, "input_skip.weight", 0, 0),
+        "input_blocks": sum(name.startswith("input_blocks.") and name.endswith(".weight") for name in shapes),
         "batch_norm": any(name.endswith(".running_mean") for name in shapes),
     }
 

@@ -16,7 +16,7 @@ __all__ = ["DOMAINS", "NOISE_HANDLING", "OUTPUT_SCALES", "Card"]
 
 DOMAINS = ("unit", "symmetric", "stabilised")
 NOISE_HANDLING = ("estimate", "none")
-OUTPUT_SCALES = (1.0, 0.5)
+OUTPUT_SCALES = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)
 
 _TEXTS = ("name", "architecture", "description", "licence", "limits")
 _OBJECTS = ("config", "training", "figures")
@@ -38,7 +38,8 @@ class Card:
         noise: what ``noise=None`` means for this network: ``"estimate"`` the line of the noise model from the image,
             or ``"none"``.
         size_multiple: height and width must be multiples of this many pixels.
-        output_scale: height of the output over height of the input, 1.0 or 0.5.
+        output_scale: height of the output over height of the input: 1.0; 0.5; or 2.0, 3.0, 4.0, 8.0 of a network for
+            super-resolution, which `xrk.enhance` does not run.
         description: one sentence.
         parameters: number of parameters, buffers not counted.
         sha256: of the weights file, 64 hexadecimal digits in lower case.
@@ -81,7 +82,7 @@ class Card:
         self._require("noise", self.noise in NOISE_HANDLING, f"one of {', '.join(NOISE_HANDLING)}")
         self._require("size_multiple", _is_count(self.size_multiple) and self.size_multiple > 0, "a positive integer")
         self._require("parameters", _is_count(self.parameters), "an integer from 0 up")
-        self._require("output_scale", self.output_scale in OUTPUT_SCALES, "1.0 or 0.5")
+        self._require("output_scale", self.output_scale in OUTPUT_SCALES, "0.5, 1.0, 2.0, 3.0, 4.0 or 8.0")
         object.__setattr__(self, "output_scale", float(self.output_scale))
         digits = self.sha256 is None or (isinstance(self.sha256, str) and re.fullmatch("[0-9a-f]{64}", self.sha256))
         self._require("sha256", bool(digits), "64 hexadecimal digits in lower case, or null")

@@ -113,6 +113,7 @@ class LXIENet(nn.Module):
                 "An lxie-net has two levels or more, an even width and an unshuffle from 1 up, "
                 f"got depths={tuple(depths)!r}, width={width!r}, unshuffle={unshuffle!r}."
             )
+        self.in_channels = in_channels
         self.levels = len(depths)
         self.unshuffle = unshuffle
         self.size_multiple = unshuffle * 2 ** (self.levels - 1)

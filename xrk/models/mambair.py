@@ -149,6 +149,7 @@ class MambaIR(nn.Module):
             raise InputError(f"The head of a MambaIR is one of {', '.join(HEADS)}, got {head!r}.")
         if head == "denoise" and scale != 1:
             raise InputError(f"A MambaIR for denoising keeps the size of its input, got scale={scale!r}.")
+        self.in_channels = in_channels
         self.head = head
         self.conv_first = nn.Conv2d(in_channels, width, 3, padding=1)
         self.patch_embed = nn.Module()

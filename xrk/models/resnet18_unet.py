@@ -2,7 +2,7 @@
 
 `ResNet18UNet` has the layout of segmentation_models_pytorch's ``Unet("resnet18")``, tensor for tensor:
 
-    image ── (input_skip, 3x3: the variant only) ───────────────────────────────────────┐
+    image ── (input_skip, input_blocks: the variant only) ──────────────────────────────┐
       └ conv1 7x7 /2 ── w @1/2 ───────────────────────────────────────────────┐         │
           └ maxpool ── layer1 ── w @1/4 ────────────────────────────┐         │         │
               └ layer2 ── 2w @1/8 ────────────────────────┐         │         │         │
@@ -123,19 +123,32 @@ class Decoder(nn.Module):
         return x
 
 
+class InputBlock(nn.Module):
+    """A dilated 3x3 convolution beside the identity: sees along edges and lines far away at full resolution."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.relu(x))
+
+
 class ResNet18UNet(nn.Module):
     """ResNet-18 U-Net in the segmentation_models_pytorch layout; (B, in_channels, H, W) -> (B, out_channels, H, W).
 
     H and W must be multiples of 32. With ``full_resolution_skip = n > 0`` it is xrk's residual variant: a 3x3
     convolution of the image itself (n channels) enters the last decoder block as the skip that the layout lacks, and
-    the output is the input plus what the network adds. Both convolutions that see the image then pad by replication,
-    so that with filters that sum to zero (as the shipped weights have) the network sees contrast only: adding a
-    constant to the image adds the same constant to the result, at the border too.
+    the output is the input plus what the network adds. On their way those channels may pass residual blocks with
+    dilations 2, 4, 8 ... Both convolutions that see the image pad by replication, so that with filters that sum to
+    zero (as the shipped weights have) the network sees contrast only: adding a constant to the image adds the same
+    constant to the result, at the border too.
 
     Args:
         width: channels after the first convolution and ``layer1``; ``layer2..4`` have 2, 4 and 8 times as many.
         decoder_channels: outputs of the five decoder blocks, from 1/16 to full resolution.
         full_resolution_skip: channels of the skip at full resolution; 0 is the plain layout without it.
+        input_blocks: dilated residual blocks in that skip.
         batch_norm: False leaves the norms out and gives every convolution a bias instead.
     """
 
@@ -147,6 +160,7 @@ class ResNet18UNet(nn.Module):
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
         full_resolution_skip: int = 0,
         batch_norm: bool = True,
+        input_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.residual = full_resolution_skip > 0
@@ -157,10 +171,13 @@ class ResNet18UNet(nn.Module):
         self.input_skip = None
         if self.residual:
             self.input_skip = _convolution(in_channels, full_resolution_skip, 3, bias=False, padding_mode=padding_mode)
+        elif input_blocks:
+            raise ValueError(f"input_blocks = {input_blocks} needs full_resolution_skip above 0")
+        self.input_blocks = nn.Sequential(*(InputBlock(full_resolution_skip, 2 << n) for n in range(input_blocks)))
         self.segmentation_head = nn.Sequential(_convolution(decoder_channels[-1], out_channels, 3, bias=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        full_skip = self.input_skip(x) if self.residual else None
+        full_skip = self.input_blocks(self.input_skip(x)) if self.residual else None
         y = self.segmentation_head(self.decoder(self.encoder(x), full_skip))
         return x + y if self.residual else y
 

@@ -8,6 +8,7 @@ section 3.3) and what came after them; their tensors have the same names.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ RASTER = "raster"
 
 # The steps that a network starts with are spread evenly in their logarithm (Gu, Dao 2023, arXiv 2312.00752, 3.6).
 _FIRST_STEPS = (1e-3, 1e-1)
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class SS2D(nn.Module):
@@ -48,7 +50,8 @@ class SS2D(nn.Module):
         conv_bias: the depthwise convolution has a bias; VMamba's "noz" networks have none.
         rank: R of the projection that gives the steps dt; by default ceil(C / 16).
 
-    The state and its decay are float32 (float64 for float64) whatever the maps are stored in.
+    Maps may be float16 or bfloat16: the scans, their sum and its norm are float32 then, and so are the scans' weights,
+    which `half` leaves alone. float64 stays float64.
 
     Raises:
         InputError: ``order`` holds something else than permutations, or not as many as ``scans``.
@@ -85,7 +88,9 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(inner, channels, bias=False)
         if self.order is not None:
             self._check_scans(self.order)
-        self.reset_scans()
+        # Arithmetic on the meta device, where checkpoints are compared with networks, would load torch's compiler.
+        if not self.A_logs.is_meta:
+            self.reset_scans()
 
     @torch.no_grad()
     def reset_scans(self) -> None:
@@ -109,12 +114,15 @@ class SS2D(nn.Module):
             InputError: as the class does, or the order is of an image of another size.
         """
         # Two products instead of halves of one: each map is dense, and a band needs z only after its scan.
-        gate = F.linear(x, self.in_proj.weight[self.inner :]) if self.gate else None
-        x = F.linear(x, self.in_proj.weight[: self.inner])
-        x = depthwise_conv2d(x.permute(0, 3, 1, 2), self.conv2d.weight, self.conv2d.bias, activation="silu")
-        y = self._scan(x.permute(0, 2, 3, 1), order)
-        y = layer_norm(y, self.out_norm.weight, self.out_norm.bias, gate, self.out_norm.eps)
-        return self.out_proj(y)
+        z = F.linear(x, self.in_proj.weight[self.inner :]) if self.gate else None
+        u = F.linear(x, self.in_proj.weight[: self.inner])
+        u = depthwise_conv2d(u.permute(0, 3, 1, 2), self.conv2d.weight, self.conv2d.bias, activation="silu")
+        # What a scan adds up may pass float16's largest number, so it stays in float32 until it is normalised.
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        y = self._scan(u.permute(0, 2, 3, 1).to(exact), order)
+        weight, bias = self.out_norm.weight.to(exact), self.out_norm.bias.to(exact)
+        y = layer_norm(y, weight, bias, None if z is None else z.to(exact), self.out_norm.eps)
+        return self.out_proj(y.to(x.dtype))
 
     def _scan(self, x: Tensor, order: Tensor | None) -> Tensor:
         if order is not None:
@@ -125,7 +133,7 @@ class SS2D(nn.Module):
         else:
             self._check_scans(None)
             weights = self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds
-            return selective_scan_2d(x, *weights)
+            return selective_scan_2d(x, *(weight.to(x.dtype) for weight in weights))
         return self._scan_along(x, order.to(x.device))
 
     def _scan_along(self, x: Tensor, order: Tensor) -> Tensor:
@@ -136,9 +144,8 @@ class SS2D(nn.Module):
                 f"The order of this SS2D visits {order.shape[-1]} positions; "
                 f"an image of {height} x {width} pixels has {height * width}."
             )
-        # The projections, too, in the precision of the state: their steps dt are summed up over the whole image.
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        u = x.reshape(batch, height * width, channels).to(dtype)
+        dtype = x.dtype
+        u = x.reshape(batch, height * width, channels)
         rank, states = self.dt_projs_weight.shape[-1], self.A_logs.shape[1]
         y = torch.zeros_like(u)
         for k in range(order.shape[-2]):
@@ -157,7 +164,19 @@ class SS2D(nn.Module):
                 order=order[..., k, :],
             )
             y = y + along.transpose(1, 2)
-        return y.to(x.dtype).reshape(x.shape)
+        return y.reshape(x.shape)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SS2D":
+        """As in torch, but `half` and `bfloat16` leave the scans' own weights in float32."""
+
+        def exact(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            return tensor.to(made.device, torch.float32) if made.dtype in _HALVES else made
+
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(exact, recurse=False)
 
     def _check_scans(self, order: Tensor | None) -> None:
         scans = self.x_proj_weight.shape[0]
@@ -176,14 +195,14 @@ def _permutations(order: Any) -> Tensor:
         order = order if isinstance(order, Tensor) else torch.as_tensor(order, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InputTypeError(f'The order of an SS2D is "raster" or a tensor of integers, got {order!r:.80}.') from None
-    if order.dtype == torch.bool or order.is_floating_point() or order.is_complex():
-        dtype = str(order.dtype).removeprefix("torch.")
-        raise InputTypeError(f'The order of an SS2D is "raster" or a tensor of integers, got one of {dtype}.')
     shape = tuple(order.shape)
     if order.ndim not in (1, 2, 3) or 0 in shape:
         raise InputError(
             f"The order of an SS2D has shape (positions), (scans, positions) or with a batch before, got {shape}."
         )
+    if order.dtype == torch.bool or order.is_floating_point() or order.is_complex():
+        dtype = str(order.dtype).removeprefix("torch.")
+        raise InputTypeError(f'The order of an SS2D is "raster" or a tensor of integers, got one of {dtype}.')
     order = order.to(torch.int64)
     order = order[None] if order.ndim == 1 else order
     positions = torch.arange(shape[-1], device=order.device)

@@ -1,6 +1,7 @@
-"""The recipe that made the shipped ``resnet18-unet``: one command, seeded, logged, validated, resumable.
+"""The recipe that made the shipped networks: one command, seeded, logged, validated, resumable.
 
     python -m xrk.training.denoise --run runs/resnet18-unet --steps 12000
+    python -m xrk.training.denoise --model lxie-net --run runs/lxie-net --steps 3000 --cooldown 1000 --lr 0.01
 
 The network learns in the variance-stabilised domain (noise of standard deviation 1 everywhere). The loss is the mean
 over patches of log(mean squared error of the linear signal + a floor). The logarithm is what PSNR measures and makes
@@ -9,7 +10,9 @@ is about a whole radiograph's error, so that an empty patch does not weigh ten t
 learning rate is constant after a short warm-up and falls to zero over the last
 ``--cooldown`` steps, so that a run can be prolonged: resume it with more steps before its cooldown began.
 
-``--start`` begins from shipped weights: what was learnt so far is not learnt again.
+``--start`` begins from shipped weights: what was learnt so far is not learnt again. For ``resnet18-unet`` they may be
+of a network with fewer channels or blocks (``--width``, ``--decoder-channels``, ``--full-resolution-skip``,
+``--input-blocks``): it is grown.
 
 Everything a run needs to go on lies in its folder: ``checkpoint.pt`` (written atomically every ``--save`` steps),
 ``log.csv``, and the pool of signals. A killed run goes on from its last checkpoint when started again.
@@ -18,6 +21,7 @@ Everything a run needs to go on lies in its folder: ``checkpoint.pt`` (written a
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import os
 import time
@@ -29,34 +33,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xrk.models.resnet18_unet import ResNet18UNet
+from xrk.training import lxie_net, resnet18_unet
 from xrk.training.data import Patches, build_pool
 from xrk.training.optimizer import Muon
 
-CONFIG = {"width": 16, "decoder_channels": (64, 48, 48, 32, 16), "full_resolution_skip": 8, "batch_norm": False}
-
-
-def initialise(network: ResNet18UNet) -> None:
-    """He initialisation; every residual branch and the head start near zero, so that the network starts as identity."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name, module in network.named_modules():
-        if name.startswith("encoder.layer") and name.endswith("conv2"):
-            module.weight.data *= 0.2
-    network.segmentation_head[0].weight.data *= 0.05
-    contrast_only(network)
-
-
-def contrast_only(network: ResNet18UNet) -> None:
-    """Make every filter that sees the image sum to zero: noise has unit variance at every level, so the level is noise.
-
-    With replicated borders this makes the network commute with adding a constant to the image, exactly.
-    """
-    for module in (network.encoder.conv1, network.input_skip):
-        module.weight.data -= module.weight.data.mean((1, 2, 3), keepdim=True)
+# Each says what its network is built of, how it starts, and which of its weights Muon moves.
+NETWORKS = {"resnet18-unet": resnet18_unet, "lxie-net": lxie_net}
 
 
 def psnr_loss(output: Tensor, target: Tensor, weight: Tensor, floor: float = 0.02) -> Tensor:
@@ -88,29 +70,36 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     build_pool(run / "pool.npy", arguments.scenes, workers=max(1, torch.get_num_threads()))
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
-    network = ResNet18UNet(**CONFIG)
-    initialise(network)
+    recipe = NETWORKS[arguments.model]
+    config = recipe.CONFIG | {
+        key: getattr(arguments, key) for key in recipe.ARGUMENTS if vars(arguments).get(key) is not None
+    }
+    network = recipe.build(config)
+    recipe.initialise(network)
     if arguments.start:
-        network.load_state_dict({key: value.float() for key, value in load_file(arguments.start).items()})
+        recipe.grow(network, load_file(arguments.start))
     network = network.to(device, memory_format=torch.channels_last)
-    average = ResNet18UNet(**CONFIG).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    average.load_state_dict(network.state_dict())
-    matrices = [p for n, p in network.named_parameters() if p.ndim == 4 and min(p.shape[0], p[0].numel()) > 8]
-    others = [p for p in network.parameters() if not any(p is m for m in matrices)]
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    matrices = [p for n, p in network.named_parameters() if recipe.is_matrix(n, p)]
+    others = [p for n, p in network.named_parameters() if not recipe.is_matrix(n, p)]
     if arguments.optimizer == "muon":
-        optimizers = [Muon(matrices, lr=arguments.lr), torch.optim.AdamW(others, lr=0.1 * arguments.lr)]
+        optimizers = [
+            Muon(matrices, lr=arguments.lr),
+            torch.optim.AdamW(others, lr=0.1 * arguments.lr, weight_decay=recipe.WEIGHT_DECAY),
+        ]
     else:
         optimizers = [torch.optim.AdamW(network.parameters(), lr=arguments.lr, betas=(0.9, 0.99), weight_decay=1e-4)]
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     validation_scenes = max(1, arguments.scenes // 24)  # the last ones; the network never sees them
-    patches = Patches(run / "pool.npy", arguments.size, arguments.seed, slice(-validation_scenes))
+    size, count = arguments.size or recipe.SIZE, arguments.batch or recipe.BATCH
+    patches = Patches(run / "pool.npy", size, arguments.seed, slice(-validation_scenes))
     held_out = Patches(run / "pool.npy", 192, 987654321, slice(-validation_scenes, None))
     batches = [tuple(torch.from_numpy(x).to(device) for x in held_out.batch(8)) for _ in range(4)]
     step, spent = 0, 0.0
     ahead = ThreadPoolExecutor(1)  # draws the next batch while the network learns from this one
 
     def draw() -> tuple[list[Tensor], dict]:
-        return [torch.from_numpy(x) for x in patches.batch(arguments.batch)], patches.state()
+        return [torch.from_numpy(x) for x in patches.batch(count)], patches.state()
 
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
@@ -137,7 +126,7 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
-        contrast_only(network)
+        recipe.contrast_only(network)
         step += 1
         with torch.no_grad():
             decay = min(0.995, 1 - 1 / (1 + step / 4))
@@ -152,6 +141,8 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
             loss_sum, loss_count = 0.0, 0
         if step % arguments.save == 0 or step == arguments.steps:
             saved = {
+                "model": arguments.model,
+                "config": config,
                 "network": network.state_dict(),
                 "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -169,17 +160,23 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: pool, checkpoint, log")
     parser.add_argument("--start", type=Path, help="weights (.safetensors) to begin a new run from")
+    parser.add_argument("--model", choices=[*NETWORKS], default="resnet18-unet")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--cooldown", type=int, default=3000, help="last steps, over which the rate falls to zero")
     parser.add_argument("--scenes", type=int, default=2400, help="random scenes in the pool")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=192, help="side of the patches in pixels")
+    parser.add_argument("--batch", type=int, help="patches in a step (8 of 192 pixels; lxie-net: 2 of 256)")
+    parser.add_argument("--size", type=int, help="side of the patches in pixels")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--lr", type=float, default=0.006)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=int, default=100, help="validate and log every so many steps")
     parser.add_argument("--save", type=int, default=100, help="write the checkpoint every so many steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    model = parser.parse_known_args(argv)[0].model
+    for name, options in NETWORKS[model].ARGUMENTS.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", **options, help=f"of {model}: {NETWORKS[model].CONFIG[name]}"
+        )
     arguments = parser.parse_args(argv)
     np.seterr(all="raise", under="ignore")
     train(arguments.run, arguments)

@@ -19,14 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from xrk.models import Card
-from xrk.training.denoise import CONFIG
+from xrk.training.denoise import NETWORKS
 
-EXACT = ("encoder.conv1.weight", "input_skip.weight")
-
-DESCRIPTION = (
-    "Residual ResNet18-UNet with a skip of the input at full resolution, for Poisson-Gaussian noise, white or"
-    " correlated by a scintillator, at 15 to 12000 quanta per pixel."
-)
 LIMITS = (
     "Trained on simulated radiographs only. Structure as weak and as small as the noise itself can be smoothed away or,"
     " rarely, invented: look at the standardised residual in the report. It does not sharpen, and it takes regular"
@@ -39,8 +33,9 @@ LIMITS = (
 def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine: str) -> Card:
     """Write the model ``name`` of a run to the folder ``target``; returns its card."""
     saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    recipe = NETWORKS[saved["model"]]
     state = {
-        key: value.contiguous() if key in EXACT else value.contiguous().half()
+        key: value.contiguous() if key in recipe.EXACT else value.contiguous().half()
         for key, value in saved["average"].items()
     }
     weights = target / f"{name}.safetensors"
@@ -50,17 +45,17 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
         validation = [row for row in csv.reader(log)][-1]
     card = Card(
         name=name,
-        architecture="resnet18-unet",
-        config={"in_channels": 1, "out_channels": 1, **CONFIG},
+        architecture=saved["model"],
+        config={"in_channels": 1, **saved["config"]},
         domain="stabilised",
         noise="estimate",
-        size_multiple=32,
-        description=DESCRIPTION,
+        size_multiple=recipe.size_multiple(saved["config"]),
+        description=recipe.DESCRIPTION,
         parameters=sum(value.numel() for value in state.values()),
         sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         licence="MIT; trained on xrk's own simulations only, so no other licence touches it",
         training={
-            "recipe": "python -m xrk.training.denoise",
+            "recipe": f"python -m xrk.training.denoise --model {saved['model']}",
             "data": "random scenes of xrk.scenes behind the simulated beam and detector of xrk.training.data",
             "steps": saved["step"],
             "hours": round(saved["seconds"] / 3600, 2),
@@ -88,14 +83,15 @@ def summary(table: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--name", default="resnet18-unet")
+    parser.add_argument("--name", help="of the model; by default its architecture's")
     parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "weights")
     parser.add_argument("--figures", type=Path, help="what xrk.training.evaluate wrote")
     parser.add_argument("--machine", default="2 CPU cores")
     arguments = parser.parse_args(argv)
     arguments.to.mkdir(parents=True, exist_ok=True)
     figures = summary(json.loads(arguments.figures.read_text())) if arguments.figures else {}
-    card = export(arguments.run, arguments.name, arguments.to, figures, arguments.machine)
+    name = arguments.name or torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)["model"]
+    card = export(arguments.run, name, arguments.to, figures, arguments.machine)
     print(f"{card.name}: {card.parameters} parameters, sha256 {card.sha256}")
 
 
