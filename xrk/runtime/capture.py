@@ -211,6 +211,7 @@ class _Tracer(TorchDispatchMode):
         self.device = device
         self.unknown = unknown
         self.nodes: list[Node] = []
+        self._inside: list[str] = []  # what is being taken apart, the network's own call first
         self._forms: dict[tuple[Value, int, int], Value] = {}
         self.failure: Exception | None = None
 
@@ -250,8 +251,11 @@ class _Tracer(TorchDispatchMode):
         result = self._handle(call)
         if result is None:
             if plain_func is func and func._can_decompose():
+                self._inside.append(name)
                 with self:
-                    return func.decompose(*args, **kwargs)
+                    made = func.decompose(*args, **kwargs)
+                self._inside.pop()
+                return made
             if self.unknown != "whole":
                 raise InputError(self._unknown_message(call.name))
             result = _whole(call)
@@ -314,6 +318,8 @@ class _Tracer(TorchDispatchMode):
 
     def _unknown_message(self, name: str, why: str = "") -> str:
         reason = f" ({why})" if why else ""
+        if self._inside:
+            name, reason = self._inside[0], f" (in it {name}{', which ' + why if why else ''})"
         return (
             f"The network calls {name}{reason}, which xrk cannot run in bands of rows; "
             'pass unknown="whole" to run such operators on whole maps (memory grows with the image), '

@@ -1,16 +1,25 @@
-"""Runs the passes of a plan: memory is taken at the start of a pass, and no row is made twice."""
+"""Runs the passes of a plan: memory is taken at the start of a pass, and no row is made twice.
 
+Where memory runs out in the middle of a pass, the rows that are still needed move to the host, everything else is
+freed, and the rest of the pass is laid out in bands of half the height: nothing is made again.
+"""
+
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from xrk.runtime.graph import Graph, RowLocal, Value
+from xrk.errors import MemoryBudgetError
+from xrk.runtime.graph import Graph, Node, RowLocal, Value
+from xrk.runtime.overlays import overlay, overlay_rest
 from xrk.runtime.rows import layout
-from xrk.runtime.schedule import Pass, Store
+from xrk.runtime.schedule import Pass, schedule
+from xrk.runtime.stores import Rows, rows_of, split
 
 __all__ = ["execute"]
+
+_log = logging.getLogger("xrk")
 
 
 def execute(
@@ -18,80 +27,182 @@ def execute(
     passes: Sequence[Pass],
     x: torch.Tensor,
     progress: Callable[[int, int], Any] | None = None,
+    shrunk: list[str] | None = None,
 ) -> list[torch.Tensor]:
     """The outputs of the graph for ``x``, in the order of `Graph.outputs`.
 
     ``progress`` is called with (steps done, steps) about a hundred times; what it raises ends the run. Everything is
     allocated here and freed on the way out, whichever way that is.
+
+    ``torch.OutOfMemoryError``, and no other error, makes the rest of the run one in lower bands; each time ``shrunk``
+    gets a line. Rows made before and after it are those of two plans: the result is as exact as any plan's, but equal
+    bit for bit only to a run that ran out of memory at the same step.
+
+    Raises:
+        MemoryBudgetError: memory ran out at bands of one row, or where no band has a part in it.
     """
-    held: dict[Value, Any] = {graph.input: _explicit(x)}
-    for node in graph.nodes:
-        held.update((v, v.constant) for v in node.inputs if v.constant is not None)
-    held.update((v, v.constant) for v in graph.outputs if v.constant is not None)
-    total = sum(len(p.steps) for p in passes)
-    every = max(1, total // 100)
-    done = 0
-    outputs = set(graph.outputs)
-    for p in passes:
-        for node in p.segment.before:
-            held[node.output] = node.run([held[v] for v in node.inputs])
-        done = _run_pass(p, held, outputs, done, total, every, progress)
-        for v in p.segment.last_use:
-            held.pop(v, None)
-    # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
-    return [x.clone() if v is graph.input else held[v] for v in graph.outputs]
+    run = _Run(graph, passes, x, progress)
+    try:
+        return run.outputs()
+    finally:
+        if shrunk is not None:
+            shrunk += run.shrunk
+        run.held.clear()
 
 
-def _run_pass(
-    p: Pass,
-    held: dict[Value, Any],
-    outputs: set[Value],
-    done: int,
-    total: int,
-    every: int,
-    progress: Callable[[int, int], Any] | None,
-) -> int:
-    device = next(t.device for t in held.values() if isinstance(t, torch.Tensor))
-    made = set(p.segment.whole)
-    stores: list[_Memory] = []
-    # One block for all line buffers: freed bands between many small ones would leave holes in the heap.
-    block, at = torch.empty(p.line_bytes, dtype=torch.uint8, device=device), 0
-    for store in p.stores:
-        if store.kind == "whole" and store.value in made:
-            v = store.value
+class _Run:
+    def __init__(
+        self, graph: Graph, passes: Sequence[Pass], x: torch.Tensor, progress: Callable[[int, int], Any] | None
+    ) -> None:
+        self.graph, self.passes, self.x, self.progress = graph, passes, x, progress
+        self.device = x.device
+        self.shrunk: list[str] = []
+        self.held: dict[Value, Any] = {graph.input: _explicit(x)}
+        for node in graph.nodes:
+            self.held.update((v, v.constant) for v in node.inputs if v.constant is not None)
+        self.held.update((v, v.constant) for v in graph.outputs if v.constant is not None)
+        self.done, self.total = 0, sum(len(p.steps) for p in passes)
+        self.every = max(1, self.total // 100)
+        self.lowered: tuple[int, int] | None = None  # band and least rows after memory ran out
+
+    def outputs(self) -> list[torch.Tensor]:
+        for number, p in enumerate(self.passes, start=1):
+            for node in p.segment.before:
+                self._plain(node)
+            self._pass(p, number)
+            for v in p.segment.last_use:
+                self.held.pop(v, None)
+        # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
+        return [self.x.clone() if v is self.graph.input else self.held[v] for v in self.graph.outputs]
+
+    def _plain(self, node: Node) -> None:
+        failure = None
+        try:
+            self.held[node.output] = node.run([self.held[v] for v in node.inputs])
+        except torch.OutOfMemoryError as error:
+            failure = str(error)
+        if failure is not None:
+            raise MemoryBudgetError(f"Memory ran out in {node.label}, which sees whole maps, not bands: {failure}")
+
+    def _pass(self, p: Pass, number: int) -> None:
+        if self.lowered is not None and p.band > self.lowered[0]:
+            p = self._instead(schedule(p.segment, *self.lowered), number)
+            overlay(p)
+        states = {node: node.operator.begin() for node in p.segment.summaries}
+        done: dict[Node, int] = {}
+        saved: dict[Value, torch.Tensor] = {}
+        while True:
+            attempt, failure = _Attempt(p, self, states, saved), None
+            try:
+                attempt.run(done)
+                break
+            except torch.OutOfMemoryError as error:
+                failure = str(error)  # the error itself holds every frame, and with them the memory that is short
+            finally:
+                if failure is None:
+                    attempt.free()
+            if (p.band, p.least) == (1, 1):
+                attempt.free()
+                states.clear()
+                raise MemoryBudgetError(
+                    f"Memory ran out in bands of one row, the lowest there are (segment {number}): {failure}"
+                )
+            self.lowered = (max(1, p.band // 2), max(1, p.least // 2))
+            rest = schedule(p.segment, *self.lowered, done)
+            overlay_rest(rest, p)
+            saved = attempt.save(rest)
+            attempt.free()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._say(number, p, rest, failure)
+            p = self._instead(rest, number)
+        for node, state in states.items():
+            self.held[node.output] = node.operator.finish(state)
+
+    def _instead(self, p: Pass, number: int) -> Pass:
+        self.total = self.done + len(p.steps) + sum(len(later.steps) for later in self.passes[number:])
+        return p
+
+    def _say(self, number: int, p: Pass, rest: Pass, failure: str) -> None:
+        text = f"memory ran out in segment {number}: bands of {rest.band} rows instead of {p.band} from there on"
+        if not self.shrunk:
+            _log.warning("%s (%s)", text, failure)
+        self.shrunk.append(text)
+
+    def step_done(self) -> None:
+        self.done += 1
+        if self.progress is not None and (self.done % self.every == 0 or self.done == self.total):
+            self.progress(self.done, self.total)
+
+
+class _Attempt:
+    """A pass, or the rest of one, until it ends or memory runs out."""
+
+    def __init__(self, p: Pass, main: _Run, states: dict[Node, Any], saved: dict[Value, torch.Tensor]) -> None:
+        """``saved``: the rows `Pass.kept`, where the pass is the rest of one."""
+        self.p, self.main, self.states, self.saved = p, main, states, saved
+        self.stores: list[Rows] = []
+
+    def run(self, done: dict[Node, int]) -> None:
+        """All steps; ``done``: what is already made of each node, kept up to date."""
+        self._allocate()
+        held, states, stores = self.main.held, self.states, self.stores
+        fixed: dict[Node, list[Any]] = {}
+        for node in (*self.p.segment.nodes, *self.p.segment.summaries):
+            whole = node.whole_inputs if isinstance(node, RowLocal) else ()
+            fixed[node] = [held.get(v) if v.row_axis is None or i in whole else None for i, v in enumerate(node.inputs)]
+        for step in self.p.steps:
+            node = step.node
+            rows, stable = fixed[node].copy(), True
+            for i, k, a, b in step.reads:
+                rows[i] = stores[k].read(a, b) if b > a else None
+                stable = stable and stores[k].stable
+            if step.store < 0:
+                states[node] = node.operator.summarise(rows, step.r0, step.r1, states[node])
+            else:
+                stores[step.store].take(node, step.r0, step.r1, rows, step.keep, stable)
+            for k in step.drops:
+                stores[k].drop()
+            done[node] = step.r1
+            self.main.step_done()
+
+    def _allocate(self) -> None:
+        p, held, device, outputs = self.p, self.main.held, self.main.device, self.main.graph.outputs
+        over = {store.value: store.over for store in p.stores}
+        for v in p.segment.whole:
+            if v in held:
+                continue
             # An output goes to the caller, who expects a contiguous tensor.
-            plain = v in outputs
-            over = None if store.over is None else _bytes(held[store.over])
-            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device, over)
-        memory = held.get(store.value)
-        if store.kind in ("line", "ring"):
-            memory = layout(store.value, store.capacity, device, block[at : at + store.bytes])
-            at += store.reserved
-        stores.append(_KINDS[store.kind](store, memory, device))
-    states = {node: node.operator.begin() for node in p.segment.summaries}
-    fixed: dict[Any, list[Any]] = {}
-    for node in (*p.segment.nodes, *p.segment.summaries):
-        whole = node.whole_inputs if isinstance(node, RowLocal) else ()
-        fixed[node] = [held.get(v) if v.row_axis is None or i in whole else None for i, v in enumerate(node.inputs)]
-    for step in p.steps:
-        node = step.node
-        rows = fixed[node].copy()
-        stable = True
-        for i, k, a, b in step.reads:
-            rows[i] = stores[k].read(a, b) if b > a else None
-            stable = stable and stores[k].stable
-        if step.store < 0:
-            states[node] = node.operator.summarise(rows, step.r0, step.r1, states[node])
-        else:
-            stores[step.store].take(node, step.r0, step.r1, rows, step.keep, stable)
-        for k in step.drops:
-            stores[k].drop()
-        done += 1
-        if progress is not None and (done % every == 0 or done == total):
-            progress(done, total)
-    for node, state in states.items():
-        held[node.output] = node.operator.finish(state)
-    return done
+            plain, old = v in outputs, over.get(v)
+            memory = None if old is None else _bytes(held[old])
+            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device, memory)
+        # One block for all line buffers: freed bands between many small ones would leave holes in the heap.
+        block, at = torch.empty(p.line_bytes, dtype=torch.uint8, device=device), 0
+        for store in p.stores:
+            memory = held.get(store.value)
+            if store.kind in ("line", "ring"):
+                memory = layout(store.value, store.capacity, device, block[at : at + store.bytes])
+                at += store.reserved
+            self.stores.append(rows_of(store, memory, device))
+            if store.value in self.saved:
+                self.stores[-1].put(*p.kept[store.value], self.saved[store.value])
+        self.saved.clear()
+
+    def save(self, rest: Pass) -> dict[Value, torch.Tensor]:
+        """The rows that ``rest`` needs, on the host."""
+        if len(self.stores) < len(self.p.stores):
+            return dict(self.saved)  # memory ran out before they were taken over
+        places = {store.value: rows for store, rows in zip(self.p.stores, self.stores, strict=True)}
+        for value in places.keys() - rest.kept.keys():
+            places[value].drop()
+        saved = {}
+        for value, (a, b) in rest.kept.items():
+            saved[value] = layout(value, b - a, torch.device("cpu"))
+            split(saved[value], value.row_axis, places[value].parts(a, b), into=False)
+        return saved
+
+    def free(self) -> None:
+        self.stores.clear()
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -105,143 +216,3 @@ def _explicit(x: torch.Tensor) -> torch.Tensor:
         h, w = x.shape[2:]
         return x.as_strided(x.shape, (h * w, 1, w, 1))
     return x
-
-
-class _Memory:
-    """The rows of one value during a pass; `stable` memory is not written to again as long as anyone reads it."""
-
-    stable = False
-
-    def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
-        self.border, self.rows = store.border, store.value.rows
-        self.value, self.device, self.memory = store.value, device, memory
-
-    def read(self, a: int, b: int) -> torch.Tensor:
-        raise NotImplementedError
-
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
-        """Computes rows [r0, r1) into here."""
-        raise NotImplementedError
-
-    def drop(self) -> None:
-        """The band will not be read again."""
-
-
-class _Band(_Memory):
-    """The last step's own tensor."""
-
-    stable = True
-    first = end = 0
-    tensor: torch.Tensor | None = None
-
-    def read(self, a: int, b: int) -> torch.Tensor:
-        t, first = self.tensor, self.first
-        return t if (a, b) == (first, self.end) else self.value.part(t, a - first, b - first)
-
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
-        y = node.compute(r0, r1, rows, None)
-        if node.reads_in_place and not (stable and y.untyped_storage().nbytes() == y.nbytes):
-            y = layout(self.value, r1 - r0, self.device).copy_(y)
-        self.tensor, self.first, self.end = y, r0, r1
-
-    def drop(self) -> None:
-        self.tensor = None
-
-
-class _Line(_Memory):
-    """One block of memory; what is still needed moves to its beginning when it is full."""
-
-    def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
-        super().__init__(store, memory, device)
-        self.capacity = store.capacity
-        self.first = self.end = -store.border
-
-    def read(self, a: int, b: int) -> torch.Tensor:
-        return self.value.part(self.memory, a - self.first, b - self.first)
-
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
-        end = r1 if r1 < self.rows else r1 + self.border
-        if end - self.first > self.capacity:
-            self._move(keep)
-        if r0 == 0 and self.border:
-            self.value.part(self.memory, 0, self.border).zero_()
-        place = self.value.part(self.memory, r0 - self.first, r1 - self.first)
-        if node.writes_out:
-            node.compute(r0, r1, rows, place)
-        else:
-            place.copy_(node.compute(r0, r1, rows, None))
-        if end > r1:
-            self.value.part(self.memory, r1 - self.first, end - self.first).zero_()
-        self.end = end
-
-    def _move(self, keep: int) -> None:
-        count, by = self.end - keep, keep - self.first
-        if count > 0 and by > 0:
-            kept = self.value.part(self.memory, by, by + count)
-            self.value.part(self.memory, 0, count).copy_(kept if by >= count else kept.clone())
-        self.first = keep
-
-
-class _Ring(_Memory):
-    """One block of memory, written round and round; row r lies at (r + border) modulo its length."""
-
-    def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
-        super().__init__(store, memory, device)
-        self.capacity = store.capacity
-
-    def _parts(self, a: int, b: int) -> list[torch.Tensor]:
-        at, count = (a + self.border) % self.capacity, b - a
-        if at + count <= self.capacity:
-            return [self.value.part(self.memory, at, at + count)]
-        ahead = self.capacity - at
-        return [self.value.part(self.memory, at, self.capacity), self.value.part(self.memory, 0, count - ahead)]
-
-    def read(self, a: int, b: int) -> torch.Tensor:
-        parts = self._parts(a, b)
-        if len(parts) == 1:
-            return parts[0]
-        joined = layout(self.value, b - a, self.device)
-        axis, ahead = self.value.row_axis, parts[0].shape[self.value.row_axis]
-        joined.narrow(axis, 0, ahead).copy_(parts[0])
-        joined.narrow(axis, ahead, joined.shape[axis] - ahead).copy_(parts[1])
-        return joined
-
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
-        if r0 == 0 and self.border:
-            self._parts(-self.border, 0)[0].zero_()
-        parts = self._parts(r0, r1)
-        if len(parts) == 1 and node.writes_out:
-            node.compute(r0, r1, rows, parts[0])
-        else:
-            y, at, axis = node.compute(r0, r1, rows, None), 0, self.value.row_axis
-            for part in parts:
-                part.copy_(y.narrow(axis, at, part.shape[axis]))
-                at += part.shape[axis]
-        if r1 == self.rows and self.border:
-            for part in self._parts(r1, r1 + self.border):
-                part.zero_()
-
-
-class _Whole(_Memory):
-    """All rows."""
-
-    def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
-        super().__init__(store, memory, device)
-        self.over = store.over
-
-    def read(self, a: int, b: int) -> torch.Tensor:
-        if a >= 0 and b <= self.rows:
-            return self.value.part(self.memory, a, b)
-        inside = self.value.part(self.memory, max(a, 0), min(b, self.rows))
-        return F.pad(inside, (0, 0, max(0, -a), max(0, b - self.rows)))
-
-    def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
-        place = self.value.part(self.memory, r0, r1)
-        # What it reads may be what is written over.
-        if node.writes_out and self.over is None:
-            node.compute(r0, r1, rows, place)
-        else:
-            place.copy_(node.compute(r0, r1, rows, None))
-
-
-_KINDS = {"band": _Band, "line": _Line, "ring": _Ring, "whole": _Whole}

@@ -69,6 +69,7 @@ class FrameRunner:
             self.description = f"whole image, for it cannot be planned: {error}"
         else:
             self.description = f"bands of {self.plan.band} rows, at most {self.plan.peak_bytes / 2**20:.1f} MiB"
+            self._planned = self.description
 
     def __call__(self, x: torch.Tensor) -> "Rows":
         """What the network gives for (H, W), of the module's dtype and on its device."""
@@ -78,6 +79,7 @@ class FrameRunner:
         if self.shape != self.padded:
             x = pad_by_reflection(x, self.padded)
         y = self.plan.run(x[None, None])
+        self.description = "; ".join([self._planned, *self.plan.shrunk])
         check_output(y, self.padded, self.output_scale)
         return Rows(y[0, 0], self.padded, self.shape)
 

@@ -171,7 +171,8 @@ class RowGlobal(ABC):
 
     `summarise` is called for the bands of the inputs from the top down, each row once, then `finish` once. Then, if
     the operator has rows as output, `apply` is called for the bands, again from the top down, each row once. A state
-    is any object; what `begin` returns must be new for every run, and the same bands must give the same bits.
+    is any object; what `begin` returns must be new for every run, and the same bands must give the same bits. A call
+    that runs out of memory must leave the state as it was: it is made again with fewer rows.
     All inputs have the same number of rows, and the output as many as they.
 
     Attributes:

@@ -74,6 +74,7 @@ class _State:
         rows_up, columns_up: what each block does to what comes from below; with `finish` their ends become the states
             at the block's lower edge.
         forgotten: (direction, block) whose entering states no longer matter at its upper edge.
+        seen: rows that each direction has summarised; they differ where memory ran out in between.
         top: the states at the top of the columns.
         row, columns: the states that the second sweep hands down.
     """
@@ -82,6 +83,7 @@ class _State:
     rows_up: list[_Stretches]
     columns_up: list[_Stretches]
     forgotten: set[tuple[int, int]] = field(default_factory=set)
+    seen: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     top: torch.Tensor | None = None
     row: torch.Tensor | None = None
     columns: torch.Tensor | None = None
@@ -128,31 +130,34 @@ class SelectiveScan2d(RowGlobal):
     def summarise(self, rows: list[torch.Tensor], r0: int, r1: int, state: _State) -> _State:
         x, height = rows[0], self.apply_rows
         for block in range(r0 // height, -(-r1 // height)):
-            first, last = max(r0, block * height), min(r1, (block + 1) * height)
-            part = x[:, first - r0 : last - r0]
-            state.down.go_on(*self._columns(part, 1))
-            if (3, block) not in state.forgotten:
-                state.columns_up[block].begin_before(*self._columns(part, 3))
-                self._forget(3, block, state.columns_up[block], state)
-            self._summarise_rows(part, block, state)
+            last = min(r1, (block + 1) * height)
+            for direction, add in ((1, self._add_columns), (3, self._add_columns), (2, self._add_rows)):
+                first = max(r0, state.seen[direction])
+                if first < last and (direction, block) not in state.forgotten:
+                    add(x[:, first - r0 : last - r0], direction, block, state)
+                state.seen[direction] = max(last, state.seen[direction])
         return state
 
-    def _columns(self, x: torch.Tensor, direction: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _add_columns(self, x: torch.Tensor, direction: int, block: int, state: _State) -> None:
         sums, ends = summarise_lines(x, *self.weights[:4], direction)
-        return sums[0], ends[0]
+        if direction == 1:
+            state.down.go_on(sums[0], ends[0])
+        else:
+            state.columns_up[block].begin_before(sums[0], ends[0])
+            self._forget(direction, block, state.columns_up[block], state)
 
-    def _summarise_rows(self, x: torch.Tensor, block: int, state: _State) -> None:
+    def _add_rows(self, x: torch.Tensor, direction: int, block: int, state: _State) -> None:
         # From the top: the scan comes from below, and what it brings is forgotten the sooner the higher it has climbed.
-        for piece in self._pieces(x):
-            if (2, block) in state.forgotten:
-                return
-            sums, ends = summarise_lines(piece, *self.weights[:4], 2)
+        for piece, rows in self._pieces(x):
+            sums, ends = summarise_lines(piece, *self.weights[:4], direction)
             if piece.shape[1] > 1:
-                _, ends = carry_lines(sums, ends, self.logs, 2)
-                sums = sums.sum(1, keepdim=True)
-                ends = ends[:, None]
+                _, ends = carry_lines(sums, ends, self.logs, direction)
+                sums, ends = sums.sum(1, keepdim=True), ends[:, None]
             state.rows_up[block].begin_before(sums[0], ends[0])
-            self._forget(2, block, state.rows_up[block], state)
+            state.seen[direction] += rows
+            self._forget(direction, block, state.rows_up[block], state)
+            if (direction, block) in state.forgotten:
+                return
 
     def _forget(self, direction: int, block: int, stretches: _Stretches, state: _State) -> None:
         if stretches.sums.device.type != "cpu":
@@ -162,16 +167,17 @@ class SelectiveScan2d(RowGlobal):
         if (stretches.sums * slowest).amax() < -self._negligible:
             state.forgotten.add((direction, block))
 
-    def _pieces(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Bands (1, lines, pixels, D) whose rows are scanned together.
+    def _pieces(self, x: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+        """Bands (1, lines, pixels, D) whose rows are scanned together, and how many rows of the image each has.
 
         A CPU takes rows as one line: nothing has to be found out twice. A GPU needs many lines at once.
         """
         _, height, width, channels = x.shape
         if x.device.type != "cpu":
-            return [x]
+            return [(x, height)]
         step = max(1, PIXELS // width)
-        return [x[:, r : r + step].reshape(1, 1, -1, channels) for r in range(0, height, step)]
+        parts = [x[:, r : r + step] for r in range(0, height, step)]
+        return [(part.reshape(1, 1, -1, channels), part.shape[1]) for part in parts]
 
     # --- between the sweeps ---
 
@@ -199,18 +205,21 @@ class SelectiveScan2d(RowGlobal):
 
     def apply(self, rows: list[torch.Tensor], r0: int, r1: int, state: _State) -> torch.Tensor:
         x, height = rows[0], self.apply_rows
+        row, columns = state.row, state.columns
         if r0 == 0:
-            state.row, state.columns = self.A[0].new_zeros(1, *self.A[0].shape), state.top
+            row, columns = self.A[0].new_zeros(1, *self.A[0].shape), state.top
         out = torch.zeros(x.shape, dtype=self.dtype, device=x.device)
         for block in range(r0 // height, -(-r1 // height)):
             first, last = block * height - r0, min(r1, (block + 1) * height) - r0
             part, y = x[:, first:last], out[:, first:last]
             # Added up in the order of the public implementation: rows in both senses, then columns.
-            state.row = self._scan_rows(part, 0, state.row, y)
+            row = self._scan_rows(part, 0, row, y)
             self._scan_rows(part, 2, state.rows_up[block].ends, y)
-            state.columns = self._scan(part, 1, state.columns[None], y)[0]
+            columns = self._scan(part, 1, columns[None], y)[0]
             self._scan(part, 3, state.columns_up[block].ends[None], y)
-        return out.to(x.dtype)
+        out = out.to(x.dtype)
+        state.row, state.columns = row, columns  # at last: where memory runs out before, this is called again
+        return out
 
     def _scan(self, x: torch.Tensor, direction: int, starts: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return scan_lines(x, *self.weights, direction, starts, y)
@@ -218,7 +227,7 @@ class SelectiveScan2d(RowGlobal):
     def _scan_rows(self, x: torch.Tensor, direction: int, state: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds a direction of rows to y; the state (1, D, N) that enters becomes the one that leaves."""
         pieces = list(zip(self._pieces(x), self._pieces(y), strict=True))
-        for piece, out in pieces if direction == 0 else reversed(pieces):
+        for (piece, _), (out, _) in pieces if direction == 0 else reversed(pieces):
             if piece.shape[1] == 1:
                 state = self._scan(piece, direction, state[:, None], out)[:, 0]
                 continue
@@ -271,7 +280,7 @@ def _selective_scan_2d(call: Call) -> Any:
         return None
     summary = Summarise(SelectiveScan2d(x, weights), [x])
     call.add(summary)
-    return call.add(Apply(summary, Value(x.shape, x.dtype, 1)))
+    return call.add(Apply(summary, x.alike()))
 
 
 class DepthwiseConvolution(RowLocal):
@@ -284,7 +293,7 @@ class DepthwiseConvolution(RowLocal):
         self.kernel = call["weight"].shape[-1]
         self.border = (self.kernel - 1) // 2 * call["dilation"]
         self.window = Window(1, self.border, 2 * self.border + 1)
-        self._make([x], Value(x.shape, x.dtype, 2))
+        self._make([x], x.alike())
 
     def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
         return self.window.of(r0, r1)
@@ -321,4 +330,4 @@ def _layer_norm(call: Call) -> Any:
             return None
     if gate is not None and not isinstance(gate, Value):
         return None
-    return call.add(Rowwise(call.name, call.runner(), call.values, Value(x.shape, x.dtype, x.row_axis)))
+    return call.add(Rowwise(call.name, call.runner(), call.values, x.alike()))

@@ -50,7 +50,7 @@ def _rows_in(v: Value, shape: tuple[int, ...]) -> tuple[int, int] | None:
         if row % entry == 0:
             # Axes of size 1 leave a choice: the first axis is the batch, if there is a batch.
             found.append((v.rows, row == entry and (axis > 0 or v.rows > 1), axis))
-        elif entry % row == 0:
+        elif entry % row == 0 and (axis > 0 or shape[0] > 1):
             found.append((shape[axis], False, axis))
     if not found:
         return None

@@ -16,7 +16,8 @@ from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse
 from xrk.runtime.graph import Apply, Graph, RowLocal, Value
 from xrk.runtime.keeping import made_again
-from xrk.runtime.schedule import Pass, overwrite, schedule
+from xrk.runtime.overlays import overlay
+from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import Segment, cut
 from xrk.runtime.whole import _exact
 
@@ -54,6 +55,8 @@ class Plan:
         parts: bytes by part at the moment of the peak.
         arithmetic: products relative to the whole image, 1.0 unless the budget forces maps to be made again.
         checked: whether the captured graph was compared with the module, and on which size.
+        shrunk: a line for every time that memory ran out in the last run, which then went on in lower bands; that run
+            is as exact as any other, but not the same bits.
     """
 
     shape: tuple[int, int, int, int]
@@ -67,6 +70,7 @@ class Plan:
     budget: int | None
     _graph: Graph = field(repr=False)
     _passes: list[Pass] = field(repr=False)
+    shrunk: list[str] = field(default_factory=list)
 
     def run(self, x: torch.Tensor, progress: Callable[[int, int], Any] | None = None) -> Any:
         """What the module gives for ``x``, from the same bytes the same bytes.
@@ -77,7 +81,8 @@ class Plan:
                 of it stays.
 
         Raises:
-            InputError: another shape, dtype or device. InputTypeError: no tensor.
+            InputError: another shape, dtype or device. InputTypeError: no tensor. MemoryBudgetError: memory ran out
+            in bands of one row as well.
         """
         if not isinstance(x, torch.Tensor):
             raise InputTypeError(f"The plan was given a {type(x).__name__}; expected a torch tensor of {self.shape}.")
@@ -88,7 +93,11 @@ class Plan:
                 f"The plan is for {_name(self.dtype)} on {self.device}, got {_name(x.dtype)} on {x.device}."
             )
         with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _exact():
-            outputs = execute(self._graph, self._passes, x, progress)
+            shrunk: list[str] = []
+            try:
+                outputs = execute(self._graph, self._passes, x, progress, shrunk)
+            finally:
+                self.shrunk = shrunk
         return self._graph.structure(outputs)
 
     def __str__(self) -> str:
@@ -252,7 +261,7 @@ class _Sized:
         self.peak = 0
         self.parts: dict[str, int] = {}
         for p in self.passes:
-            overwrite(p, outputs)
+            overlay(p)
             for node in p.segment.before:
                 held[node.output] = node.output.bytes
                 self._see(weights, held, outputs, {})

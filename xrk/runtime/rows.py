@@ -24,7 +24,7 @@ __all__ = [
 
 def is_map(value: Any) -> bool:
     """A (1, C, H, W) value whose row axis is the third."""
-    return isinstance(value, Value) and value.shape[0] == 1 and _is_channels_last(value)
+    return isinstance(value, Value) and _is_channels_last(value) and value.shape[0] == 1
 
 
 def _is_channels_last(value: Value) -> bool:

@@ -5,13 +5,13 @@ needs, node by node backwards, and a node computes at most a band's share at onc
 network, every row is computed once, and a value keeps only rows that some reader has yet to see.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xrk.runtime.graph import Node, RowLocal, Summarise, Value
 from xrk.runtime.segments import Segment
 
-__all__ = ["Pass", "Step", "Store", "overwrite", "schedule"]
+__all__ = ["Pass", "Step", "Store", "schedule"]
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Store:
             to its beginning when it is full; "ring": the same, written round and round, for rows that are kept long;
             "whole": all rows.
         border: rows of zeros above row 0 and below the last.
-        over: the map of an earlier segment in whose memory all rows lie.
+        over: the map of an earlier segment in whose memory all rows lie (see `overlays`).
     """
 
     value: Value
@@ -74,6 +74,8 @@ class Pass:
         steps: the order.
         peak: the most bytes that bands, results and scratch take at once, the stores' own memory not counted.
         work: products of all steps.
+        band, least: what it was made with.
+        kept: rows [a, b) of values that were made before the first step and are still needed.
     """
 
     segment: Segment
@@ -81,56 +83,53 @@ class Pass:
     steps: list[Step] = field(default_factory=list)
     peak: int = 0
     work: int = 0
+    band: int = 1
+    least: int = 1
+    kept: dict[Value, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def line_bytes(self) -> int:
         """Bytes of the memory that keeps rows from band to band."""
         return sum(s.reserved for s in self.stores if s.kind in ("line", "ring"))
 
-
-def overwrite(p: Pass, outputs: Collection[Value]) -> None:
-    """Lays maps that a pass makes over those that it is the last to read, where every row is read before it goes.
-
-    ``outputs``: of the network; they have memory of their own.
-    """
-    out_of_order = {n.inputs[i] for n in p.segment.nodes for i in n.whole_inputs}
-    free = [
-        s
-        for s in p.stores
-        if s.value in p.segment.sources and s.value in p.segment.last_use and s.value not in out_of_order
-    ]
-    for store in p.stores:
-        if store.value not in p.segment.whole or store.value in outputs:
-            continue
-        for old in free:
-            if _alike(old.value, store.value) and _read_in_time(p, old.index, store.index):
-                store.over = old.value
-                free.remove(old)
-                break
-
-
-def _alike(a: Value, b: Value) -> bool:
-    """Whether the rows of both lie at the same places: a map may be (1, H, W, C) here and (1, C, H, W) there."""
-    return (a.rows, a.bytes, a.dtype) == (b.rows, b.bytes, b.dtype)
-
-
-def _read_in_time(p: Pass, old: int, new: int) -> bool:
-    """Whether no step reads a row of one store after an earlier step has written that row of the other."""
-    lowest = p.stores[old].value.rows
-    for step in reversed(p.steps):
-        if step.store == new and step.r1 > lowest:
-            return False
-        lowest = min([lowest, *(a for _, k, a, _ in step.reads if k == old)])
-    return True
+    def measure(self) -> None:
+        """Sets `peak` and `work` from the order."""
+        self.peak = self.work = 0
+        live, bands = 0, {}
+        for step in self.steps:
+            node, size = step.node, 0
+            held = live
+            for _, k, a, b in step.reads:
+                store = self.stores[k]
+                around = store.kind == "ring" and (a + store.border) % store.capacity + b - a > store.capacity
+                if around or (store.kind == "whole" and (a < 0 or b > store.value.rows)):
+                    held += store.value.bytes_of(b - a)
+            if isinstance(node, RowLocal):
+                store = self.stores[step.store]
+                size = store.value.bytes_of(step.r1 - step.r0)
+                direct = store.kind != "band" and node.writes_out and store.over is None
+                held += node.scratch(step.r0, step.r1) + (0 if direct else size)
+                self.work += node.work * (step.r1 - step.r0)
+                if store.kind == "band":
+                    live += size
+                    bands[step.store] = size
+            else:
+                held += node.operator.summarise_scratch(step.r1 - step.r0)
+                self.work += node.operator.summarise_work * (step.r1 - step.r0)
+            self.peak = max(self.peak, held)
+            for k in step.drops:
+                live -= bands.pop(k, 0)
 
 
-def schedule(segment: Segment, band: int, least: int = 1) -> Pass:
+def schedule(segment: Segment, band: int, least: int = 1, done: Mapping[Node, int] | None = None) -> Pass:
     """The order of a segment in bands of ``band`` rows, counted on the value of the segment that has the most rows.
 
     Where that is fewer than ``least`` rows of a smaller map, so many are made at once before they are enlarged: the
     weights of such layers are large, and are read for every step. It costs as many more rows of the skips around them.
+
+    ``done``: rows of each node that were made already; the order is that of the rest.
     """
-    return _Run(segment, band, least).result()
+    return _Run(segment, band, least, done or {}).result()
 
 
 class _Reader:
@@ -157,7 +156,7 @@ class _Reader:
 
 
 class _Run:
-    def __init__(self, segment: Segment, band: int, least: int) -> None:
+    def __init__(self, segment: Segment, band: int, least: int, done: Mapping[Node, int]) -> None:
         self.segment = segment
         self.least = least
         self.steps: list[Step] = []
@@ -177,6 +176,9 @@ class _Run:
         self.ends = [*ends, *(self._made_by[v] for v in segment.whole)]
         for v in segment.whole:
             self._of[v].kind = "whole"
+        self.kept: dict[Value, tuple[int, int]] = {}
+        if done:
+            self._resume([*readers, *ends], done)
         self._run()
         self._choose(readers)
 
@@ -211,6 +213,23 @@ class _Run:
             k = reader.store.index
             self._last[k], self._kept[k], self._alone[k] = (0, 0), 0, True
         return reader
+
+    def _resume(self, readers: list[_Reader], done: Mapping[Node, int]) -> None:
+        for reader in readers:
+            reader.done = done.get(reader.node, 0)
+            for i, store, made_by in reader.inputs:
+                if made_by is not None:
+                    over = reader.done == reader.rows
+                    reader.keep[i] = (
+                        made_by.rows + store.border if over else reader.need(i, reader.done, reader.rows)[0]
+                    )
+        for reader in readers:
+            store, low = reader.store, max(reader.lowest(), 0)
+            if store is None or store.kind == "whole" or low >= reader.done:
+                continue
+            self.kept[store.value] = self._last[store.index] = (low, reader.done)
+            end = reader.done + (store.border if reader.done == reader.rows else 0)
+            store.capacity = end - (low or -store.border)
 
     def _run(self) -> None:
         for number in range(1, -(-self.most // self.band) + 1):
@@ -283,29 +302,6 @@ class _Run:
                 store.capacity = min(-(-store.capacity // reader.cap) * reader.cap, reader.rows + 2 * store.border)
 
     def result(self) -> Pass:
-        made = Pass(self.segment, self.stores, self.steps)
-        live, bands = 0, {}
-        for step in self.steps:
-            node, size = step.node, 0
-            held = live
-            for _, k, a, b in step.reads:
-                store = self.stores[k]
-                around = store.kind == "ring" and (a + store.border) % store.capacity + b - a > store.capacity
-                if around or (store.kind == "whole" and (a < 0 or b > store.value.rows)):
-                    held += store.value.bytes_of(b - a)
-            if isinstance(node, RowLocal):
-                store = self.stores[step.store]
-                size = store.value.bytes_of(step.r1 - step.r0)
-                direct = store.kind != "band" and node.writes_out
-                held += node.scratch(step.r0, step.r1) + (0 if direct else size)
-                made.work += node.work * (step.r1 - step.r0)
-                if store.kind == "band":
-                    live += size
-                    bands[step.store] = size
-            else:
-                held += node.operator.summarise_scratch(step.r1 - step.r0)
-                made.work += node.operator.summarise_work * (step.r1 - step.r0)
-            made.peak = max(made.peak, held)
-            for k in step.drops:
-                live -= bands.pop(k, 0)
+        made = Pass(self.segment, self.stores, self.steps, band=self.band, least=self.least, kept=self.kept)
+        made.measure()
         return made
