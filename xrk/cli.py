@@ -214,10 +214,8 @@ def _models(_: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     import xrk
 
-    model = xrk.load(arguments.model)
-    multiple = model.card.size_multiple
-    padded = [-(-side // multiple) * multiple for side in (arguments.height, arguments.width)]
-    print(xrk.plan(model, padded, memory=arguments.memory, device=arguments.device))
+    shape = (arguments.height, arguments.width)
+    print(xrk.plan(arguments.model, shape, memory=arguments.memory, device=arguments.device))
     return 0
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from xrk import loading
 from xrk.errors import InputError, InputTypeError
 from xrk.runtime.planner import Plan, make_plan
+from xrk.runtime.whole import padded_size
 
 __all__ = ["Plan", "plan"]
 
@@ -29,7 +30,9 @@ def plan(
     Args:
         model: a name that `xrk.list_models` knows, the path of a checkpoint, what `xrk.load` gave, or any
             ``nn.Module`` in eval mode that takes a (1, C, H, W) tensor. A module is never changed or moved.
-        shape: (H, W), the network's own channels are then assumed; or (C, H, W) or (1, C, H, W).
+        shape: (H, W), the network's own channels are then assumed; or (C, H, W) or (1, C, H, W). Of a model that xrk
+            loads, H and W are a frame's: the plan's own are rounded up to the model's size multiple, as `xrk.enhance`
+            pads a frame, and stand in ``plan.shape``.
         memory: the most memory to take, bytes or a text such as "512MiB", counted from the call of `plan` on: prepared
             weights, line buffers, scratch, maps that are kept whole and the output, not the caller's input. The plan
             then depends on model, shape, dtype, device and versions only. None: the fastest plan that fits what is
@@ -50,12 +53,13 @@ def plan(
     """
     if isinstance(model, str | os.PathLike):
         model = loading.load(model)
-    module = model.module if isinstance(model, loading.Model) else model
+    module, multiple = (model.module, model.card.size_multiple) if isinstance(model, loading.Model) else (model, 1)
     if not isinstance(module, nn.Module):
         raise InputTypeError(
             f"The model is a {type(module).__name__}; expected a name, a path, what xrk.load gave, or a torch module."
         )
-    return make_plan(module, _full_shape(module, shape), memory, device, dtype, unknown)
+    *channels, height, width = _full_shape(module, shape)
+    return make_plan(module, (*channels, *padded_size((height, width), multiple)), memory, device, dtype, unknown)
 
 
 def _full_shape(module: nn.Module, shape: Any) -> tuple[int, ...]:

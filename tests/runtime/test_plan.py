@@ -132,7 +132,7 @@ def test_what_cannot_be_planned():
     with pytest.raises(InputError, match="training mode"):
         xrk.plan(small().train(), (32, 32))
     with pytest.raises(InputError, match=r"cannot take an input of shape \(1, 1, 33, 32\)"):
-        xrk.plan("resnet18-unet", (33, 32))
+        xrk.plan(xrk.load("resnet18-unet").module, (33, 32))
     with pytest.raises(InputTypeError, match="The model is a int"):
         xrk.plan(3, (32, 32))
     for shape in (32, (32,), (0, 32), (2, 1, 32, 32), "ab"):
@@ -158,7 +158,8 @@ def test_float64_and_names():
     x = torch.randn(1, 1, 24, 20, dtype=torch.float64)
     network = Normed().double()
     torch.testing.assert_close(xrk.plan(network, (24, 20)).run(x), network(x), atol=1e-12, rtol=0)
-    plan = xrk.plan("resnet18-unet", (64, 32))
+    plan = xrk.plan("resnet18-unet", (33, 32))  # a frame's size, padded as `enhance` pads it
+    assert plan.shape == (1, 1, 64, 32)
     module = xrk.load("resnet18-unet").module
     x = torch.randn(1, 1, 64, 32)
     torch.testing.assert_close(plan.run(x), module(x), atol=2e-5, rtol=0)

@@ -12,8 +12,12 @@ import torch
 
 from xrk.errors import MemoryBudgetError
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
+<<<<<<< HEAD
 from xrk.runtime.overlays import overlay, overlay_rest
 from xrk.runtime.rows import layout
+=======
+from xrk.runtime.rows import as_channels_last, layout
+>>>>>>> runtime
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.stores import Rows, rows_of, split
 
@@ -57,7 +61,7 @@ class _Run:
         self.graph, self.passes, self.x, self.progress = graph, passes, x, progress
         self.device = x.device
         self.shrunk: list[str] = []
-        self.held: dict[Value, Any] = {graph.input: _explicit(x)}
+        self.held: dict[Value, Any] = {graph.input: _settled(x)}
         for node in graph.nodes:
             self.held.update((v, v.constant) for v in node.inputs if v.constant is not None)
         self.held.update((v, v.constant) for v in graph.outputs if v.constant is not None)
@@ -205,6 +209,7 @@ class _Attempt:
         self.stores.clear()
 
 
+<<<<<<< HEAD
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a dense tensor."""
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
@@ -216,3 +221,9 @@ def _explicit(x: torch.Tensor) -> torch.Tensor:
         h, w = x.shape[2:]
         return x.as_strided(x.shape, (h * w, 1, w, 1))
     return x
+=======
+def _settled(x: torch.Tensor) -> torch.Tensor:
+    """A map of one channel has its channels last as well as first, and is taken so."""
+    same = as_channels_last(x)
+    return x if same is None else same
+>>>>>>> runtime

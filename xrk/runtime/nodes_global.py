@@ -15,12 +15,6 @@ from xrk.runtime.rows import Rowwise, channels_last, is_map, with_rows
 __all__ = ["GroupNorm", "Reduction"]
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    """``x`` with the strides that the kernels ask for, also where a size of 1 leaves them open."""
-    _, c, h, w = x.shape
-    return channels_last(x).as_strided(x.shape, (h * w * c, 1, w * c, c))
-
-
 class GroupNorm(RowGlobal):
     """`xrk.kernels.group_norm` in bands; the state is its (1, G, 3) summary in float64."""
 
@@ -35,11 +29,11 @@ class GroupNorm(RowGlobal):
         return None
 
     def summarise(self, rows: list[torch.Tensor], r0: int, r1: int, state: Any) -> torch.Tensor:
-        band = group_norm_summarise(_dense(rows[0]), self.groups)
+        band = group_norm_summarise(channels_last(rows[0]), self.groups)
         return band if state is None else group_norm_merge(state, band)
 
     def apply(self, rows: list[torch.Tensor], r0: int, r1: int, state: Any) -> torch.Tensor:
-        return group_norm_apply(_dense(rows[0]), state, self.weight, self.bias, self.eps, self.activation)
+        return group_norm_apply(channels_last(rows[0]), state, self.weight, self.bias, self.eps, self.activation)
 
     @property
     def state_bytes(self) -> int:

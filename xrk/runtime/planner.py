@@ -38,6 +38,7 @@ MIB = 1 << 20
 BACKEND = 47 * MIB
 ALLOCATOR = 8  # bands come and go in all sizes: up to an eighth of them has been seen lost between blocks
 STEP = 400  # bytes of one step of the order, with its tuples
+QUICK = MIB  # an order of so many bytes is laid out in well under a second
 
 # Parts of a plan's bytes that depend on the height of its bands.
 STEPS, BUFFERS = "order of steps", ("line buffers", "bands and scratch", "allocator")
@@ -196,7 +197,7 @@ class _Search:
             if sized.peak <= limit:
                 return sized
         highest = [self._size(i, *bands[0]) for i, (_, bands) in enumerate(self.policies)]
-        smallest = min(self.sized.values(), key=lambda sized: sized.peak)
+        smallest = min(highest, key=lambda sized: sized.peak)
         least = [smallest.peak]
         for sized in self._below(least, sorted(range(len(highest)), key=lambda i: highest[i].peak)):
             if sized.peak < least[0]:
@@ -234,12 +235,12 @@ class _Search:
 
 
 def _floor(higher: list["_Sized"], band: int, least: int) -> float:
-    """About the least that segments take in lower bands than those that were laid out.
+    """About the least that segments take in lower bands than those that were laid out; 0 where that is soon found out.
 
     Steps become more, and buffers shrink no faster than the bands; nor much faster than they did from band to band, for
     many of their rows do not depend on the bands.
     """
-    if not higher:
+    if not higher or higher[-1].order < QUICK:
         return 0.0
     last = higher[-1]
     buffers = last.buffers * band / last.band * min(1.0, least / last.least)

@@ -60,18 +60,21 @@ def layout(value: Value, rows: int, device: torch.device, memory: torch.Tensor |
 
 
 def as_channels_last(x: torch.Tensor) -> torch.Tensor | None:
-    """``x`` where it is dense and channels-last, by its strides too where there is one channel; None where it is not.
+    """``x`` where it is a dense map with its channels last; None where it is not.
 
-    The result has the memory of ``x``, perhaps under other strides.
+    The result has the memory of ``x`` and the strides of such a map also where a size of 1 leaves them open: operators
+    would take it for the other layout, and kernels refuse it.
     """
-    if x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last):
-        return x
     _, c, h, w = x.shape
-    return x.as_strided(x.shape, (h * w, 1, w, 1)) if c == 1 and x.is_contiguous() else None
+    strides = (h * w * c, 1, w * c, c)
+    if x.stride() == strides:
+        return x
+    settled = all(size == 1 or a == b for size, a, b in zip(x.shape, x.stride(), strides, strict=True))
+    return x.as_strided(x.shape, strides) if settled else None
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """``x`` itself, or a copy that is dense and channels-last, by its strides too where there is one channel."""
+    """`as_channels_last`, or a copy that is."""
     same = as_channels_last(x)
     if same is not None:
         return same
