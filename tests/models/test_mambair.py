@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import math
 import re
@@ -236,6 +237,42 @@ def test_every_pixel_depends_on_all_others():
     other = x.clone()
     other[..., -1, -1] += 1.0
     assert (module(other) - module(x))[..., 0, 0] != 0
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        LXIENet(width=4, depths=(1, 1), refinement=1, d_state=2),
+        MambaIR(**SMALL),
+        MambaIR(**SMALL, head="light-sr", scale=2),
+    ],
+    ids=["lxie-net", "mambair", "light"],
+)
+def test_gradients_reach_every_weight(module):
+    """Along a random direction of all weights at once, against differences in float64."""
+    torch.manual_seed(0)
+    module = copy.deepcopy(module).double()
+    x = torch.rand(1, 1, 8, 12, dtype=torch.float64)
+    with torch.no_grad():
+        target = torch.rand_like(module(x))
+    weights = list(module.parameters())
+    along = [torch.randn_like(weight) for weight in weights]
+
+    def loss():
+        return ((module(x) - target) ** 2).mean()
+
+    found = torch.autograd.grad(loss(), weights)
+    names = [name for name, _ in module.named_parameters()]
+    # The one channel that squeezed attention has may lie below its ReLU.
+    assert not [n for n, g in zip(names, found, strict=True) if ".attention." not in n and not g.abs().max() > 0]
+    step, values = 1e-5, []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for weight, direction in zip(weights, along, strict=True):
+                weight += sign * step * direction
+            values.append(float(loss()))
+    expected = (values[0] - values[1]) / (2 * step)
+    assert float(sum((g * d).sum() for g, d in zip(found, along, strict=True))) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])

@@ -12,12 +12,8 @@ import torch
 
 from xrk.errors import MemoryBudgetError
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
-<<<<<<< HEAD
 from xrk.runtime.overlays import overlay, overlay_rest
-from xrk.runtime.rows import layout
-=======
 from xrk.runtime.rows import as_channels_last, layout
->>>>>>> runtime
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.stores import Rows, rows_of, split
 
@@ -209,21 +205,12 @@ class _Attempt:
         self.stores.clear()
 
 
-<<<<<<< HEAD
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a dense tensor."""
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
-def _explicit(x: torch.Tensor) -> torch.Tensor:
-    """A one-channel map with the strides of channels-last: both layouts fit it, and operators would pick the other."""
-    if x.ndim == 4 and x.shape[:2] == (1, 1) and x.is_contiguous():
-        h, w = x.shape[2:]
-        return x.as_strided(x.shape, (h * w, 1, w, 1))
-    return x
-=======
 def _settled(x: torch.Tensor) -> torch.Tensor:
     """A map of one channel has its channels last as well as first, and is taken so."""
     same = as_channels_last(x)
     return x if same is None else same
->>>>>>> runtime
