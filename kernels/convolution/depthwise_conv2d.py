@@ -138,8 +138,7 @@ def _back(ctx, out_grad):
     y_grad = out_grad.to(dtype)
     if ctx.activation == "silu":
         y = torch.ops.xrk.depthwise_conv2d(x, weight, bias, dilation, None).to(dtype)
-        share = torch.sigmoid(y)
-        y_grad = y_grad * (share * (1 + y * (1 - share)))
+        y_grad = torch.ops.aten.silu_backward(y_grad, y)
     y_grad = y_grad.contiguous(memory_format=torch.channels_last)
     turned = weight.to(dtype).flip(2, 3)
     x_grad = torch.ops.xrk.depthwise_conv2d(y_grad, turned, None, dilation, None)

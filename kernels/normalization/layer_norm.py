@@ -131,9 +131,8 @@ def _back(ctx, out_grad):
     y, mean, scale = torch.native_layer_norm(values, shape, w, b, ctx.eps)
     gate_grad = None
     if g is not None:
-        share = torch.sigmoid(g)
-        gate_grad = (y_grad * y * share * (1 + g * (1 - share))).to(gate.dtype)
-        y_grad = y_grad * (g * share)
+        gate_grad = torch.ops.aten.silu_backward(y_grad * y, g).to(gate.dtype)
+        y_grad = y_grad * F.silu(g)
     wanted = [True, weight is not None, bias is not None]
     grads = torch.ops.aten.native_layer_norm_backward(y_grad, values, shape, mean, scale, w, b, wanted)
     given = (None if t is None else grad.to(t.dtype) for grad, t in zip(grads, (x, weight, bias), strict=True))

@@ -183,11 +183,11 @@ def _selective_scan_backward(
     batch, _, length = u.shape
     z_grad, out_grad = None, out_grad.to(dtype)
     if z is not None:
-        gate, share = z.to(dtype), torch.sigmoid(z.to(dtype))
+        gate = z.to(dtype)
         out, _ = torch.ops.xrk.selective_scan(
             u, delta, A, B, C, D, None, delta_bias, delta_softplus, order, initial_state
         )
-        z_grad = out_grad * out.to(dtype) * share * (1 + gate * (1 - share))
+        z_grad = torch.ops.aten.silu_backward(out_grad * out.to(dtype), gate)
         out_grad = out_grad * F.silu(gate)
     out_grad, values, steps = (t.to(dtype).transpose(1, 2).contiguous() for t in (out_grad, u, delta))
     rows = [t.to(dtype).reshape(batch, -1, A.shape[1], length).transpose(2, 3).contiguous() for t in (B, C)]

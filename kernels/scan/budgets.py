@@ -11,6 +11,7 @@ from xrk.kernels.scan.launch import CARRY, walk_configuration
 from xrk.kernels.scan.triton_recurrence import carry
 from xrk.kernels.scan.triton_selective_scan import walk_pieces
 from xrk.kernels.scan.triton_selective_scan_2d import walk_lines
+from xrk.kernels.scan.triton_selective_scan_backward import back_configuration, walk_back
 
 DTYPES = {"fp16": (16, False), "bf16": (16, True), "fp32": (32, False)}
 # Instructions per update by number of states, for fp16 and at least 128 channels.
@@ -49,6 +50,7 @@ def cases() -> Iterator[ScanCase]:
     """Every scan kernel x configuration x dtype."""
     yield from _lines()
     yield from _pieces()
+    yield from _gradients()
     types = dict.fromkeys(("sums", "states", "initial", "last", "a"), "*fp32") | {"lines": "i32"}
     for states in (1, 16):
         constants = {"D": 192, "N": states, "LOGS": True, "INITIAL": True} | CARRY
@@ -116,3 +118,32 @@ def _pieces() -> Iterator[ScanCase]:
                         updates=lane * states,
                         exponentials=exponentials,
                     )
+
+
+def _gradients() -> Iterator[ScanCase]:
+    fp32 = (
+        "u",
+        "delta",
+        "b",
+        "c",
+        "a",
+        "bias",
+        "y_grad",
+        "starts",
+        "ends",
+        "u_grad",
+        "delta_grad",
+        "rows_grad",
+        "a_grad",
+    )
+    types = dict.fromkeys((*fp32, "kept"), "*fp32") | {"order": "*i64"}
+    types |= dict.fromkeys(("images", "pieces", "length", "steps", "order_stride"), "i32")
+    for channels, states in ((128, 1), (96, 8), (192, 16), (256, 64)):
+        config = back_configuration(states)
+        warps = config.pop("num_warps")
+        constants = {"D": channels, "GROUP": channels, "N": states, "BIAS": True, "SOFTPLUS": True} | config
+        for summary in (False, True):
+            for order in (False, True):
+                name = f"scan gradients D{channels} N{states}{' order' * order}{' summary' * summary}"
+                own = constants | {"SUMMARY": summary, "ORDER": order}
+                yield ScanCase(name, walk_back, dict(types), own, warps)

@@ -10,6 +10,10 @@ STEP_OVERHEAD = 1.2
 # The carry over lines: values of one program, and lines that are loaded ahead of their products.
 CARRY = {"VALUES": 32, "LINES": 16, "num_warps": 1}
 
+# The gradients: steps of a piece, whose states all lie in memory at a time; programs, each with such a piece, at most;
+# values (states of channels) and channels of a program, at most.
+BACK = {"steps": 64, "programs": 1056, "values": 512, "channels": 64, "num_warps": 1}
+
 # A sequence is cut in pieces, so that there are about this many programs (8 warps on 132 multiprocessors, twice), but
 # none is shorter than this many steps: its state is loaded and stored, and summarised.
 PROGRAMS = 2048

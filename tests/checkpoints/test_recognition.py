@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from xrk.checkpoints import assemble, read_state, recognise
 from xrk.errors import CheckpointError
-from xrk.models import ARCHITECTURES, DnCNN, OriginalResNet18UNet, ResNet18UNet
+from xrk.models import ARCHITECTURES, DnCNN, LXIENet, MambaIR, OriginalResNet18UNet, ResNet18UNet
 
 channels = st.integers(1, 4)
 widths = st.integers(1, 9)
@@ -166,7 +166,7 @@ def test_counters_may_be_absent():
     assert recognise({k: t for k, t in full.items() if "num_batches" not in k}) == recognise(full)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18-unet", "dncnn"])
+@pytest.mark.parametrize("architecture", ["resnet18-unet", "dncnn", "lxie-net", "mambair"])
 def test_absurd_sizes_are_no_network(architecture):
     state = meta_state(architecture, {})
     first = next(iter(state))
@@ -191,6 +191,8 @@ NETWORKS = [
     OriginalResNet18UNet(width=2, decoder_channels=(5, 4, 3, 3)),
     DnCNN(features=3, depth=5),
     DnCNN(features=3, depth=5, batch_norm=True),
+    LXIENet(width=4, depths=(1, 1), d_state=2),
+    MambaIR(width=6, depths=(1, 2), d_state=2),
 ]
 
 

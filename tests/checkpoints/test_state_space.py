@@ -223,16 +223,21 @@ def test_what_is_no_ss2d_is_refused():
 # --- through the front door -----------------------------------------------------------------------------------------
 
 
-def test_enhance_pads_to_the_networks_multiple_and_crops(tmp_path, network):
+@pytest.mark.parametrize("shape", [(13, 18), (1, 17), (17, 1), (1, 1)])
+def test_enhance_pads_to_the_networks_multiple_and_crops(tmp_path, shape):
+    torch.manual_seed(0)
     path = saved(tmp_path / "net.pth", LXIENet(**SMALL, unshuffle=1).state_dict(), "params")
     module = xrk.load(path).module
-    frame = np.random.default_rng(0).integers(1000, 60000, (13, 18), dtype=np.uint16)
+    frame = np.random.default_rng(0).integers(1000, 60000, shape, dtype=np.uint16)
     result = xrk.enhance(frame, model=path, runtime="whole")
-    padded = np.pad(frame, ((0, 1), (0, 0)), mode="reflect")
+    padded = frame
+    for axis, side in enumerate(shape):
+        added = [(0, side % 2 if along == axis else 0) for along in (0, 1)]
+        padded = np.pad(padded, added, mode="reflect" if side > 1 else "edge")
     x = torch.from_numpy(padded.astype(np.float32) / 65535)[None, None]
-    expected = np.rint(np.clip(65535.0 * module(x)[0, 0, :13].double().numpy(), 0, 65535))
+    y = module(x)[0, 0, : shape[0], : shape[1]].double().numpy()
     assert result.shape == frame.shape and result.dtype == np.uint16
-    assert np.abs(result - expected).max() <= 1
+    assert np.abs(result - np.rint(np.clip(65535.0 * y, 0, 65535))).max() <= 1
     assert (result != frame).any()
 
 

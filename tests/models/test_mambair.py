@@ -315,25 +315,38 @@ def test_heads_that_do_not_exist_are_refused(config, said):
 # --- extremes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 4), (4, 64), (4, 4)])
-@pytest.mark.parametrize(
-    "counts",
-    [
-        lambda s: torch.zeros(s),
-        lambda s: torch.full(s, 65535.0),
-        lambda s: 65535.0 * (torch.arange(s[-1]).expand(s) % 2),
-        lambda s: torch.full(s, 1000.0),
-    ],
-    ids=["dark", "white", "stripes", "constant"],
-)
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.float16, 4e-3)])
-@pytest.mark.parametrize("divisor", [65535.0, 256.0], ids=["unit", "stabilised"])
-def test_extreme_frames_stay_near_float64(size, counts, dtype, allowed, divisor):
-    """As the front door gives them: 0 to 1, or roots of counts up to 256; the error relative to the input's largest."""
-    torch.manual_seed(0)
-    module = LXIENet(width=8, depths=(1, 1), d_state=4, unshuffle=2).eval().requires_grad_(False)
-    counts = counts((1, 1, *size))
-    x = counts / divisor if divisor > 256 else counts.sqrt()
+FRAMES = {
+    "dark": lambda s: torch.zeros(s),
+    "white": lambda s: torch.full(s, 65535.0),
+    "stripes": lambda s: 65535.0 * (torch.arange(s[-1]).expand(s) % 2),
+    "constant": lambda s: torch.full(s, 1000.0),
+}
+PRECISIONS = [(torch.float32, 1e-5), (torch.float16, 4e-3)]
+
+
+def stays_near_float64(module, x, dtype, allowed):
+    """The error relative to the input's largest value."""
+    module = module.eval().requires_grad_(False)
     expected = module.double()(x.double())
     y = module.float().to(dtype)(x.to(dtype))
     assert float((y.double() - expected).abs().max()) <= allowed * max(float(x.max()), 1.0)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 4), (4, 4)])
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize(("dtype", "allowed"), PRECISIONS)
+def test_extreme_frames_stay_near_float64(size, frame, dtype, allowed):
+    """As the front door gives them to the variant: roots of counts, up to 256."""
+    torch.manual_seed(0)
+    x = FRAMES[frame]((1, 1, *size)).sqrt()
+    stays_near_float64(LXIENet(width=8, depths=(1, 1), d_state=4, unshuffle=2), x, dtype, allowed)
+
+
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1), (24, 24)])
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize(("dtype", "allowed"), PRECISIONS)
+def test_frames_one_pixel_wide_stay_near_float64(size, frame, dtype, allowed):
+    """From 0 to 1, as the front door gives them to a network that is told nothing else."""
+    torch.manual_seed(0)
+    x = FRAMES[frame]((1, 1, *size)) / 65535.0
+    stays_near_float64(MambaIR(width=8, depths=(1, 1), d_state=4), x, dtype, allowed)

@@ -24,6 +24,10 @@ def test_the_table(tmp_path, capsys, monkeypatch):
     for row in table["residual"]:
         assert row["sd"] == pytest.approx(row["sd_put_in"], rel=0.2)
     assert all(row["sd"] < 0.5 for row in table["flat"])
+    assert {row["scene"] for row in table["long_range"]} == {"uniform steps", "wires", "stripes"}
+    for scene in ("uniform steps", "wires"):
+        gained = {row["method"]: row["psnr"] for row in table["long_range"] if row["scene"] == scene}
+        assert gained["xrk resnet18-unet"] > gained["noisy"] + 6
     out = capsys.readouterr().out
     assert f"| xrk resnet18-unet | {white['xrk resnet18-unet']:.2f} / " in out
 

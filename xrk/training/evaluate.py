@@ -2,6 +2,9 @@
 
     python -m xrk.training.evaluate [--models resnet18-unet] [--scenes 8] [--synchrotron FOLDER] [--out table.json]
 
+A model is a name or the path of weights that `xrk.training.export` wrote. With several of them the first one also has
+the tables of residuals and of the flat field.
+
 Every peer gets the noise-free parameters of the noise (it works behind the Anscombe transform and its exact unbiased
 inverse), while xrk estimates them from the noisy frame itself, as `xrk.enhance` does for a user. BM3D runs where the
 package ``bm3d`` is installed; its licence is non-commercial, so it is no dependency of anything here.
@@ -89,6 +92,10 @@ def _bm3d(values: FloatArray, kernel: FloatArray | None) -> FloatArray:
     return bm3d.bm3d((values - low) * scale, spread) / scale + low
 
 
+def _label(model: str) -> str:
+    return f"xrk {xrk.load(model).card.name}"
+
+
 def scenes_table(models: list[str], count: int, size: int, first: int) -> list[dict[str, Any]]:
     """Mean PSNR, SSIM and seconds per megapixel over scenes ``first ...`` at each dose, white and correlated."""
     rows = []
@@ -103,7 +110,7 @@ def scenes_table(models: list[str], count: int, size: int, first: int) -> list[d
                 noisy = detector.expose(signal, dose, seed=seed)
                 counts = np.clip(np.rint(noisy), 0, 65535).astype(np.uint16)
                 methods: dict[str, Denoiser] = {"noisy": lambda z: z, **peers(noise, spread)}
-                methods |= {f"xrk {name}": lambda z, name=name: xrk.enhance(z, name) for name in models}
+                methods |= {_label(name): lambda z, name=name: xrk.enhance(z, name) for name in models}
                 for name, method in methods.items():
                     start = time.perf_counter()
                     result = np.asarray(method(counts if name.startswith("xrk") else noisy), np.float64)
@@ -185,6 +192,44 @@ def flat_table(model: str, size: int) -> list[dict[str, Any]]:
     return rows
 
 
+def long_range_scenes(size: int, seed: int) -> dict[str, FloatArray]:
+    """Signals where what lies far away tells more than the neighbourhood: in units of the open beam."""
+    rng = np.random.default_rng([seed, 2])
+    rows, cols = np.mgrid[:size, :size] / size
+    steps = np.exp(-0.4 * np.floor(6 * cols) - 0.1 * (rows > 0.5)).astype(np.float32)
+    wires = np.full((size, size), 0.5, np.float32)
+    angle = rng.uniform(-0.1, 0.1)
+    for number in range(12):
+        across = (rows - (number + 1) / 13 - angle * (cols - 0.5)) * size
+        radius = 4.0 * 0.75**number
+        wires *= np.exp(-0.12 * np.sqrt(np.maximum(radius**2 - across**2, 0))).astype(np.float32)
+    gains = 1 + 0.03 * np.repeat(rng.standard_normal(size // 8 + 1), 8)[:size]
+    stripes = (0.6 * np.exp(-0.8 * (np.hypot(rows - 0.5, cols - 0.5) < 0.3)) * gains).astype(np.float32)
+    return {"uniform steps": blur(steps, 0.7), "wires": blur(wires, 0.7), "stripes": stripes}
+
+
+def long_range_table(models: list[str], count: int, size: int, first: int) -> list[dict[str, Any]]:
+    """PSNR on `long_range_scenes` at doses lower than the quality table's lowest, white noise."""
+    rows = []
+    detector = Detector(GAIN, OFFSET, 0.0, 0.0)
+    for dose in (15.0, 50.0):
+        figures: dict[tuple[str, str], list[float]] = {}
+        for seed in range(first, first + count):
+            for kind, signal in long_range_scenes(size, seed).items():
+                clean = detector.expected(signal, dose)
+                counts = np.clip(np.rint(detector.expose(signal, dose, seed=seed)), 0, 65535).astype(np.uint16)
+                methods: dict[str, Denoiser] = {"noisy": lambda z: z, **peers(pixel_noise(0.0), 0.0)}
+                methods |= {_label(name): lambda z, name=name: xrk.enhance(z, name) for name in models}
+                for name, method in methods.items():
+                    given = counts if name.startswith("xrk") else counts.astype(np.float32)
+                    value = psnr(np.asarray(method(given), np.float64), clean, GAIN * dose)
+                    figures.setdefault((kind, name), []).append(value)
+        for (kind, name), values in figures.items():
+            rows.append({"scene": kind, "quanta": dose, "method": name, "psnr": float(np.mean(values))})
+            print(f"{kind:13} {dose:6.0f}  {name:32} {np.mean(values):6.2f} dB", flush=True)
+    return rows
+
+
 def synchrotron_table(folder: Path, models: list[str]) -> list[dict[str, Any]]:
     """Single frames against the mean of their four neighbours in time.
 
@@ -199,7 +244,7 @@ def synchrotron_table(folder: Path, models: list[str]) -> list[dict[str, Any]]:
         noise = np.mean((frames[index + 1] - frames[index]) ** 2) / 2
         counts = frame.astype(np.uint16)
         methods: dict[str, Denoiser] = {"noisy": lambda z: z, **peers(xrk.estimate_noise(counts), 0.0)}
-        methods |= {f"xrk {name}": lambda z, name=name: xrk.enhance(z.astype(np.uint16), name) for name in models}
+        methods |= {_label(name): lambda z, name=name: xrk.enhance(z.astype(np.uint16), name) for name in models}
         for name, method in methods.items():
             error = float(np.mean((np.asarray(method(frame.astype(np.float32)), np.float64) - reference) ** 2))
             rows.setdefault(name, []).append((error, max(error - noise / 4, 1.0)))
@@ -250,6 +295,7 @@ def main(argv: list[str] | None = None) -> None:
         "scenes": scenes_table(arguments.models, arguments.scenes, arguments.size, arguments.first),
         "residual": residual_table(arguments.models[0], arguments.scenes, arguments.size, arguments.first),
         "flat": flat_table(arguments.models[0], arguments.size),
+        "long_range": long_range_table(arguments.models, arguments.scenes, arguments.size, arguments.first),
     }
     if arguments.synchrotron:
         document["synchrotron"] = synchrotron_table(arguments.synchrotron, arguments.models)

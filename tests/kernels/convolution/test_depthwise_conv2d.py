@@ -86,12 +86,33 @@ def test_float32_parameters_beside_half_maps():
     assert_close(out, exact(x, weight, bias, 1, "silu"), torch.float16)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "activation"), [(3, 1, "silu"), (3, 2, None), (5, 1, None), (5, 2, "silu")]
+)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_its_gradients_are_those_of_the_definition(kernel, dilation, activation, dtype, bound, with_bias):
+    given = arguments((2, 5, 6, 7), kernel, torch.float64)[: 3 if with_bias else 2]
+
+    def gradients(function, dtype):
+        own = [t.to(dtype).requires_grad_() for t in given]
+        y = function(*own, *([] if with_bias else [None]), dilation, activation)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).reshape(y.shape)).sum().backward()
+        return [t.grad for t in own]
+
+    found = gradients(kernels.depthwise_conv2d, dtype)
+    for actual, expected in zip(found, gradients(exact, torch.float64), strict=True):
+        assert actual.dtype == dtype and (actual - expected).abs().max() < bound * expected.abs().max()
+
+
 # inductor itself uses what torch has deprecated
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_traced_as_one_operator():
     x, weight, bias = arguments((2, 12, 6, 5))
     torch.library.opcheck(torch.ops.xrk.depthwise_conv2d.default, (x, weight, bias, 2, "silu"))
     torch.library.opcheck(torch.ops.xrk.depthwise_conv2d.default, (x[:1, :, :1, :1], weight, None, 1, None))
+    learning = (t.clone().requires_grad_() for t in (x, weight, bias))
+    torch.library.opcheck(torch.ops.xrk.depthwise_conv2d.default, (*learning, 2, "silu"))
 
     class Block(torch.nn.Module):
         def forward(self, x):

@@ -127,12 +127,30 @@ def test_extreme_gates(simd):
     torch.testing.assert_close(out[6:], (F.silu(gate[0]) * x[0])[6:], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("without", [(), ("gate",), ("weight", "bias"), ("bias", "gate")])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_its_gradients_are_those_of_the_definition(without, dtype, bound):
+    given = dict(zip(("x", "weight", "bias", "gate"), arguments((2, 3, 5, 12), torch.float64, mean=3.0), strict=True))
+    given = {name: t for name, t in given.items() if name not in without}
+
+    def gradients(function, dtype):
+        own = {name: t.to(dtype).requires_grad_() for name, t in given.items()}
+        y = function(**{name: own.get(name) for name in ("x", "weight", "bias", "gate")})
+        (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).reshape(y.shape)).sum().backward()
+        return [t.grad for t in own.values()]
+
+    for actual, expected in zip(gradients(kernels.layer_norm, dtype), gradients(exact, torch.float64), strict=True):
+        assert actual.dtype == dtype and (actual - expected).abs().max() < bound * expected.abs().max()
+
+
 # inductor itself uses what torch has deprecated
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_traced_as_one_operator():
     x, weight, bias, gate = arguments((2, 6, 5, 24), torch.float32)
     torch.library.opcheck(torch.ops.xrk.layer_norm.default, (x, weight, bias, gate, 1e-5))
     torch.library.opcheck(torch.ops.xrk.layer_norm.default, (x, None, None, None, 1e-5))
+    learning = (t.clone().requires_grad_() for t in (x, weight, bias, gate))
+    torch.library.opcheck(torch.ops.xrk.layer_norm.default, (*learning, 1e-5))
 
     class Block(torch.nn.Module):
         def forward(self, x, gate):

@@ -10,7 +10,14 @@ import torch
 from conftest import _make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xrk.kernels.scan import launch, reference, selective_scan_2d, triton_selective_scan, triton_selective_scan_2d
+from xrk.kernels.scan import (
+    launch,
+    reference,
+    selective_scan_2d,
+    triton_selective_scan,
+    triton_selective_scan_2d,
+    triton_selective_scan_backward,
+)
 
 # Rows of projections are rounded to u's dtype, as on the device.
 BOUND = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -61,6 +68,32 @@ def sequence():
         check(state, expected_state, dtype, ("state", number))
 
 
+def gradients():
+    """Against the plain loop in float64, whose own gradients test_gradients.py holds against finite differences."""
+    normal = torch.randn
+    launch.BACK["steps"] = 3
+    launch.BACK["programs"] = 3
+    launch.BACK["channels"] = 2
+    for number, (batch, channels, length, states, groups) in enumerate(
+        [(1, 1, 1, 1, 1), (2, 3, 7, 3, 1), (1, 6, 5, 2, 2), (1, 2, 4, 1, 1)]
+    ):
+        maps = [normal(batch, length, channels) for _ in range(3)]
+        rows = [normal(batch, groups, length, states) for _ in range(2)]
+        state = normal(batch, channels, states)
+        order = torch.stack([torch.randperm(length) for _ in range(batch)])
+        options = [normal(channels) - 1, True, order if number % 2 else None, normal(batch, channels, states)]
+        if number == 0:
+            options, state = [None, False, None, None], None
+        arguments = [maps[0], state, *maps[1:], -torch.exp(normal(channels, states)), *rows, *options]
+        exact = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in arguments]
+        u_grad = normal(batch, length, channels)
+        exact_u_grad = u_grad.double()
+        expected = reference.scan_gradients_reference(*exact, exact_u_grad)
+        actual = triton_selective_scan_backward.scan_gradients(*arguments, u_grad)
+        for a, e in zip((u_grad, *actual), (exact_u_grad, *expected), strict=True):
+            check(a, e, torch.float32, ("gradients", number))
+
+
 @few
 @given(st.lists(st.integers(1, 2), min_size=4, max_size=4), st.integers(1, 2), st.integers(0, 3), st.integers(0, 9))
 def bands(heights, width, k, seed):
@@ -96,5 +129,5 @@ def bands(heights, width, k, seed):
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"image": image, "sequence": sequence, "bands": bands}[sys.argv[1]]()
+    {"image": image, "sequence": sequence, "gradients": gradients, "bands": bands}[sys.argv[1]]()
     print("all equal")

@@ -12,7 +12,7 @@ from xrk.kernels.scan import launch, selective_scan_2d
 
 
 # In a process of their own: what TRITON_INTERPRET says is read when Triton is imported.
-@pytest.mark.parametrize("what", ["image", "sequence", "bands"])
+@pytest.mark.parametrize("what", ["image", "sequence", "gradients", "bands"])
 def test_the_interpreted_kernels_are_the_definition(what):
     pytest.importorskip("triton")
     script = Path(__file__).with_name("interpreted_scans.py")
