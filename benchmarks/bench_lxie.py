@@ -237,7 +237,9 @@ def summary(what: str, results: list[dict[str, Any]]) -> list[str]:
             continue
         peers = [(peer, good[size, peer]) for peer in ("whole", *PLAIN) if (size, peer) in good]
         if what == "memory":
-            lines += [f"{size}^2 {name}: 1/{p['peak_mib'] / row['peak_mib']:.1f} of the memory of {n}" for n, p in peers]
+            lines += [
+                f"{size}^2 {name}: 1/{p['peak_mib'] / row['peak_mib']:.1f} of the memory of {n}" for n, p in peers
+            ]
         if what == "time":
             lines += [f"{size}^2 {name}: {p['seconds'] / row['seconds']:.2f}x as fast as {n}" for n, p in peers]
         if what == "growth":

@@ -4,6 +4,8 @@ Where memory runs out in the middle of a pass, the rows that are still needed mo
 freed, and the rest of the pass is laid out in bands of half the height: nothing is made again.
 """
 
+import ctypes
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +74,8 @@ class _Run:
             self._pass(p, number)
             for v in p.segment.last_use:
                 self.held.pop(v, None)
+            if number < len(self.passes) and self.device.type == "cpu":
+                _give_back()
         # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
         return [self.x.clone() if v is self.graph.input else self.held[v] for v in self.graph.outputs]
 
@@ -203,6 +207,21 @@ class _Attempt:
 
     def free(self) -> None:
         self.stores.clear()
+
+
+def _give_back() -> None:
+    """Lets the system have the pages of freed memory: glibc keeps them, and the next pass asks for other sizes."""
+    trim = _find_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _find_trim() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # a system whose C library has no such name to ask for
+        return None
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
