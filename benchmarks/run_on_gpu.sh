@@ -86,7 +86,8 @@ scans=(benchmarks/bench_selective_scan_2d.py benchmarks/bench_selective_scan.py)
 layers=(benchmarks/bench_{conv2d_pair,conv2d,group_norm,layer_norm,depthwise_conv2d,pixels}.py)
 if [ "$device" = cuda ]; then
     part build 150 "${install[@]}"
-    part numerics 150 "${check[@]}" "${workers[@]}" "$tests/test_numerics.py" "$tests/test_pixels.py"
+    part numerics 150 "${check[@]}" "${workers[@]}" "$tests/test_numerics.py" "$tests/test_gradients.py" \
+        "$tests/test_pixels.py"
     part scans 100 "${measure[@]}" "${scans[@]}"
     part layers 100 "${measure[@]}" "${layers[@]}"
     part large 60 "${check[@]}" "$tests/test_large.py"
@@ -94,6 +95,7 @@ if [ "$device" = cuda ]; then
     # From here on with what time is left.
     part full_scans 300 "${measure[@]}" --full "${scans[@]}"
     part full_layers 300 "${measure[@]}" --full "${layers[@]}"
+    part full_gradients 120 "${measure[@]}" --full benchmarks/bench_selective_scan_2d_backward.py
     if sanitizer=$(command -v compute-sanitizer); then
         part sanitizer 300 "$sanitizer" --error-exitcode 9 "${check[@]}" -x "$tests/test_numerics.py" \
             -k 'test_every_dtype and float16'

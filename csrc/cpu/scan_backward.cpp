@@ -1,6 +1,7 @@
 // The order of the scans' gradients: blocks of steps from the last to the first, and groups of channels on threads. What
 // is summed over channels is summed group by group, so the bytes are the same for every number of threads.
 #include <memory>
+#include <new>
 
 #include "scan_work.h"
 
@@ -10,12 +11,20 @@ namespace {
 // Steps whose shares in the gradients of B and C are held at a time.
 constexpr std::int64_t block_steps = 128 * back_steps;
 
-template <typename T>
-using Buffer = std::unique_ptr<T[]>;
+// Whole vectors of it never cross a cache line.
+constexpr std::align_val_t alignment{64};
+
+struct Free {
+  void operator()(void* p) const { ::operator delete[](p, alignment); }
+};
 
 template <typename T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+// Not filled.
+template <typename T>
 Buffer<T> buffer(std::int64_t values) {
-  return Buffer<T>(new T[static_cast<std::size_t>(values)]);
+  return Buffer<T>(new (alignment) T[static_cast<std::size_t>(values)]);
 }
 
 }  // namespace

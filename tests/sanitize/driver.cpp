@@ -233,6 +233,77 @@ void scans_1d(std::int64_t batch, std::int64_t length, std::int64_t channels, st
                 });
 }
 
+// With a rank: of one direction of an image, from its projections.
+template <typename T>
+void scan_gradients(std::int64_t batch, std::int64_t length, std::int64_t channels, std::int64_t groups,
+                    std::int64_t states, std::int64_t rank, int order_kind) {
+  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  const Storage type = sizeof(T) == 8 ? S_F64 : S_F32;
+  const std::int64_t row = rank + 2 * states;
+  Block u(type, size(batch * length * channels)), delta(type, u.count()), y(type, u.count());
+  Block a(type, size(channels * states)), b(type, size(batch * groups * length * states)), c(type, b.count());
+  Block bias(type, size(channels)), state(type, size(batch * channels * states));
+  Block rows(type, size(batch * length * row)), dt_weight(type, size(channels * rank));
+  u.fill(1);
+  delta.fill(2);
+  a.fill(3, 0.5, -1.25);
+  b.fill(4);
+  c.fill(5);
+  y.fill(6);
+  bias.fill(7);
+  state.fill(8);
+  rows.fill(9);
+  dt_weight.fill(10, 0.25);
+  std::vector<std::int64_t> order;
+  for (std::int64_t i = 0; i < (order_kind == 2 ? batch : 1) * length; ++i) order.push_back(length - 1 - i % length);
+  const std::size_t counts[] = {u.count(), a.count(), rank ? 0 : delta.count(), rank ? 0 : b.count(),
+                                rank ? 0 : c.count(), rank ? 0 : state.count(), rank ? rows.count() : 0,
+                                dt_weight.count(), rank ? bias.count() : 0};
+  std::size_t all = 0;
+  for (const std::size_t count : counts) all += count;
+  on_every_path(name_of("scan gradients", type, {size(batch), size(length), size(channels), size(states), size(rank)}),
+                type, all, [&](Block& out, std::size_t threads) {
+                  std::vector<Block> grads;
+                  for (const std::size_t count : counts) grads.emplace_back(type, count);
+                  const auto grad = [&](std::size_t i) { return counts[i] ? grads[i].as<T>() : nullptr; };
+                  Scan1d<T> scan{};
+                  scan.u = u.as<T>();
+                  scan.delta = delta.as<T>();
+                  scan.a = a.as<T>();
+                  scan.b = b.as<T>();
+                  scan.c = c.as<T>();
+                  scan.bias = bias.as<T>();
+                  scan.order = order_kind == 0 ? nullptr : order.data();
+                  scan.order_per_image = order_kind == 2;
+                  scan.reversed = rank > 1;
+                  scan.softplus = true;
+                  scan.start = rank ? nullptr : state.as<T>();
+                  scan.batch = batch;
+                  scan.length = length;
+                  scan.channels = channels;
+                  scan.groups = groups;
+                  scan.states = states;
+                  Scan1dGradients<T> gradients{};
+                  if (rank) gradients.rows = rows.as<T>(), gradients.dt_weight = dt_weight.as<T>(), gradients.rank = rank;
+                  gradients.y_grad = y.as<T>();
+                  gradients.u_grad = grad(0);
+                  gradients.a_grad = grad(1);
+                  gradients.delta_grad = grad(2);
+                  gradients.b_grad = grad(3);
+                  gradients.c_grad = grad(4);
+                  gradients.state_grad = grad(5);
+                  gradients.rows_grad = grad(6);
+                  gradients.dt_weight_grad = grad(7);
+                  gradients.bias_grad = grad(8);
+                  selective_scan_backward<T>(scan, gradients, threads);
+                  T* to = out.as<T>();
+                  for (Block& each : grads) {
+                    std::memcpy(to, each.data(), each.bytes());
+                    to += each.count();
+                  }
+                });
+}
+
 // --- layers -------------------------------------------------------------------------------------------------------
 
 void layer_norms(Storage storage, std::size_t pixels, std::size_t channels, std::size_t gap, bool all) {
@@ -356,10 +427,15 @@ int main() {
   }
   scans<double>(S_F64, 1, 5, 3, 13, 3, 2);
   scans<double>(S_F64, 1, 29, 31, 50, 4, 1);
+  scan_gradients<float>(2, 5, 3, 1, 1, 1, 0);
+  scan_gradients<float>(1, 4500, 50, 1, 4, 3, 0);
+  scan_gradients<double>(2, 33, 13, 1, 5, 2, 0);
   for (const int order : {0, 1, 2}) {
     scans_1d<float>(2, 7, 10, 2, 3, order);
     scans_1d<float>(2, 997, 51, 3, 5, order);
     scans_1d<double>(1, 67, 9, 1, 64, order);
+    scan_gradients<float>(2, 97, 10, 2, 3, 0, order);
+    scan_gradients<double>(1, 67, 9, 1, 64, 0, order);
   }
   for (const Storage storage : {S_F32, S_F64, S_F16, S_BF16}) {
     for (const std::size_t channels : {1u, 5u, 16u, 31u, 33u, 96u}) {
