@@ -282,11 +282,11 @@ def find_smallest(task: dict[str, Any]) -> dict[str, Any]:
 # --- in the parent ----------------------------------------------------------------------------------------------------
 
 
-def child(action: str, task: dict[str, Any], timeout: float = 3600) -> dict[str, Any]:
-    """What ``action`` returns in a new process, or {"failed": why}."""
+def child(action: str, task: dict[str, Any], timeout: float = 3600, file: str = __file__) -> dict[str, Any]:
+    """What ``action`` of a benchmark's ``file`` returns in a new process, or {"failed": why}."""
     threads = str(task["threads"])
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, __file__, "child", action, json.dumps(task)]
+    command = [sys.executable, file, "child", action, json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

@@ -13,6 +13,7 @@ from xrk.kernels.arguments import (
     compute_dtype,
 )
 from xrk.kernels.normalization import group_norm_summarise
+from xrk.kernels.operators import operator
 
 ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu", "sigmoid", None)
 
@@ -222,7 +223,7 @@ def _check_summaries(summaries: int, weight: torch.Tensor) -> None:
         raise ValueError(f"summaries is {summaries}; expected a divisor of the output's channels, {weight.shape[0]}")
 
 
-@torch.library.custom_op("xrk::conv2d", mutates_args=())
+@operator("xrk::conv2d", forward_only=True)
 def _conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -241,7 +242,7 @@ def _conv2d(
     return _convolve(x, weight, bias, residual, numbers, activation, negative_slope, add_first, None)[0]
 
 
-@torch.library.custom_op("xrk::conv2d_summarised", mutates_args=())
+@operator("xrk::conv2d_summarised", forward_only=True)
 def _conv2d_summarised(
     x: torch.Tensor,
     weight: torch.Tensor,

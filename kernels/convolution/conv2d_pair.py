@@ -4,6 +4,7 @@ import torch
 from xrk.kernels import dispatch, launch
 from xrk.kernels.arguments import check_channels_last, check_choice, check_map, check_parameter, check_tensor
 from xrk.kernels.convolution.conv2d import ACTIVATIONS, conv2d, conv2d_reference
+from xrk.kernels.operators import operator
 
 dispatch.register(
     "conv2d_pair",
@@ -101,7 +102,7 @@ def _check(
     check_choice(activation2, "activation2", ACTIVATIONS)
 
 
-@torch.library.custom_op("xrk::conv2d_pair", mutates_args=())
+@operator("xrk::conv2d_pair", forward_only=True)
 def _conv2d_pair(
     x: torch.Tensor,
     weight1: torch.Tensor,

@@ -11,6 +11,7 @@ from xrk.kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
+from xrk.kernels.operators import operator
 
 dispatch.register(
     "depthwise_conv2d",
@@ -80,7 +81,7 @@ def _check(
     check_choice(activation, "activation", ("silu", None))
 
 
-@torch.library.custom_op("xrk::depthwise_conv2d", mutates_args=())
+@operator("xrk::depthwise_conv2d")
 def _depthwise_conv2d(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int, activation: str | None
 ) -> torch.Tensor:

@@ -13,6 +13,7 @@ from xrk.kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
+from xrk.kernels.operators import operator
 
 _TRITON = dispatch.Triton("xrk.kernels.normalization.triton_group_norm")
 dispatch.register("group_norm_summarise", cpu=dispatch.Native("group_norm_summarise"), cuda=_TRITON)
@@ -177,7 +178,7 @@ def _check_affine(
     check_choice(activation, "activation", ("silu", None))
 
 
-@torch.library.custom_op("xrk::group_norm_summarise", mutates_args=())
+@operator("xrk::group_norm_summarise", forward_only=True)
 def _group_norm_summarise(x: torch.Tensor, num_groups: int) -> torch.Tensor:
     check_map(x, "x", "B C H W")
     check_channels_last(x, "x")
@@ -207,7 +208,7 @@ def _(x, num_groups):
     return torch.empty(x.shape[0], num_groups, 3, dtype=torch.float64, device=x.device)
 
 
-@torch.library.custom_op("xrk::group_norm_apply", mutates_args=())
+@operator("xrk::group_norm_apply", forward_only=True)
 def _group_norm_apply(
     x: torch.Tensor,
     state: torch.Tensor,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_like, check_map, check_parameter, check_positive, compute_dtype
+from xrk.kernels.operators import operator
 
 dispatch.register(
     "layer_norm",
@@ -78,7 +79,7 @@ def _check(
     check_positive(eps, "eps")
 
 
-@torch.library.custom_op("xrk::layer_norm", mutates_args=())
+@operator("xrk::layer_norm")
 def _layer_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, gate: torch.Tensor | None, eps: float
 ) -> torch.Tensor:

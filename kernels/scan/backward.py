@@ -13,6 +13,7 @@ import xrk.kernels.scan.selective_scan  # noqa: F401  one of the operators
 from torch import Tensor
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import compute_dtype
+from xrk.kernels.operators import operator
 from xrk.kernels.scan.reference import scan_gradients_reference
 from xrk.kernels.scan.selective_scan_2d import arrays, take
 
@@ -70,9 +71,9 @@ _WEIGHTS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 _SCHEMA = ", ".join(f"Tensor {name}" for name in ("out_grad", "x", *_WEIGHTS))
 
 
-@torch.library.custom_op(
+@operator(
     "xrk::selective_scan_2d_backward",
-    mutates_args=(),
+    forward_only=True,
     schema=f"({_SCHEMA}) -> ({', '.join(['Tensor'] * 6)})",
 )
 def _selective_scan_2d_backward(out_grad, x, *weights):
@@ -162,7 +163,7 @@ torch.library.register_autograd("xrk::selective_scan_2d", _back_2d, setup_contex
 # --- selective_scan ---------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("xrk::selective_scan_backward", mutates_args=())
+@operator("xrk::selective_scan_backward", forward_only=True)
 def _selective_scan_backward(
     out_grad: Tensor,
     state_grad: Tensor,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_device, check_like, check_map, check_parameter, check_tensor, compute_dtype
+from xrk.kernels.operators import operator
 from xrk.kernels.scan.reference import selective_scan_reference
 from xrk.kernels.scan.selective_scan_2d import arrays, check_states, take
 
@@ -61,7 +62,7 @@ def selective_scan(
     return (out, last_state) if return_last_state else out
 
 
-@torch.library.custom_op("xrk::selective_scan", mutates_args=())
+@operator("xrk::selective_scan")
 def _selective_scan(
     u: torch.Tensor,
     delta: torch.Tensor,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_choice, check_map, check_parameter, check_tensor, compute_dtype
+from xrk.kernels.operators import operator
 from xrk.kernels.scan.reference import (
     scan_lines_reference,
     selective_scan_2d_reference,
@@ -65,7 +66,7 @@ def selective_scan_2d(
 _SCHEMA = ", ".join(f"Tensor {name}" for name in inspect.signature(selective_scan_2d).parameters)
 
 
-@torch.library.custom_op("xrk::selective_scan_2d", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+@operator("xrk::selective_scan_2d", schema=f"({_SCHEMA}) -> Tensor")
 def _selective_scan_2d(x, *weights):
     _check(x, *weights)
     path, code = take("selective_scan_2d", x)

@@ -1,6 +1,9 @@
 """Where a network runs: the CPU, or an NVIDIA GPU."""
 
 import copy
+import ctypes
+import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,3 +48,18 @@ def module_on(module: nn.Module, device: torch.device) -> nn.Module:
     if all(tensor.device == device for tensor in (*module.parameters(), *module.buffers())):
         return module
     return copy.deepcopy(module).to(device)
+
+
+def give_back() -> None:
+    """Lets the system have the pages of freed memory: glibc keeps them, and what comes next asks for other sizes."""
+    trim = _find_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _find_trim() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # a system whose C library has no such name to ask for
+        return None

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from xrk.errors import MemoryBudgetError
+from xrk.runtime.device import give_back
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
+from xrk.runtime.overlays import overlay, overlay_rest
 from xrk.runtime.rows import as_channels_last, layout
 from xrk.runtime.schedule import Pass, Step, schedule
 from xrk.runtime.steady import CudaRecorder, Record, Steady, bands
@@ -87,6 +89,8 @@ class _Run:
             self._pass(p, number)
             for v in p.segment.last_use:
                 self.held.pop(v, None)
+            if number < len(self.passes) and self.device.type == "cpu":
+                give_back()
         if self.stream:
             return []
         # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
@@ -104,6 +108,7 @@ class _Run:
     def _pass(self, p: Pass, number: int) -> None:
         if self.lowered is not None and p.band > self.lowered[0]:
             p = self._instead(schedule(p.segment, *self.lowered), number)
+            overlay(p)
         states = {node: node.operator.begin() for node in p.segment.summaries}
         done: dict[Node, int] = {}
         saved: dict[Value, torch.Tensor] = {}
@@ -125,6 +130,7 @@ class _Run:
                 )
             self.lowered = (max(1, p.band // 2), max(1, p.least // 2))
             rest = schedule(p.segment, *self.lowered, done)
+            overlay_rest(rest, p)
             saved = attempt.save(rest)
             attempt.free()
             if self.device.type == "cuda":
@@ -196,11 +202,14 @@ class _Attempt:
     def _allocate(self) -> None:
         p, held, device, outputs = self.p, self.main.held, self.main.device, self.main.graph.outputs
         stream = self.main.stream
+        over = {store.value: store.over for store in p.stores}
         for v in p.segment.whole:
-            if v not in held and not (stream and v in outputs):
-                # An output goes to the caller, who expects a contiguous tensor.
-                plain = v in outputs
-                held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device)
+            if v in held or (stream and v in outputs):
+                continue
+            # An output goes to the caller, who expects a contiguous tensor.
+            plain, old = v in outputs, over.get(v)
+            memory = None if old is None else _bytes(held[old])
+            held[v] = torch.empty(v.shape, dtype=v.dtype, device=device) if plain else layout(v, v.rows, device, memory)
         # One block for all line buffers: freed bands between many small ones would leave holes in the heap.
         block, at = torch.empty(p.line_bytes, dtype=torch.uint8, device=device), 0
         for store in p.stores:
@@ -235,6 +244,11 @@ class _Attempt:
     def free(self) -> None:
         self.stores.clear()
         self.steady = None
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a dense tensor."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _settled(x: torch.Tensor) -> torch.Tensor:

@@ -174,9 +174,16 @@ class RowGlobal(ABC):
     is any object; what `begin` returns must be new for every run, and the same bands must give the same bits. A call
     that runs out of memory must leave the state as it was: it is made again with fewer rows.
     All inputs have the same number of rows, and the output as many as they.
+
+    Attributes:
+        apply_rows: `apply` is called for multiples of so many rows, but for the last.
+        apply_work, summarise_work: products per row of each half; 0 where they do not count.
     """
 
     label: str = ""
+    apply_rows: int = 1
+    apply_work: int = 0
+    summarise_work: int = 0
 
     @abstractmethod
     def begin(self) -> Any:
@@ -231,6 +238,13 @@ class Apply(RowLocal):
 
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
         return self.operator.apply(rows[:-1], r0, r1, rows[-1])
+
+    def round_up(self, row: int) -> int:
+        return -(-row // self.operator.apply_rows) * self.operator.apply_rows
+
+    @property
+    def work(self) -> int:
+        return self.operator.apply_work
 
     def scratch(self, r0: int, r1: int) -> int:
         return self.operator.apply_scratch(r1 - r0)

@@ -7,6 +7,7 @@ from xrk.runtime import (
     nodes_interpolation,
     nodes_matmul,
     nodes_pooling,
+    nodes_scan,
     nodes_shape,
     nodes_view,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "nodes_interpolation",
     "nodes_matmul",
     "nodes_pooling",
+    "nodes_scan",
     "nodes_shape",
     "nodes_view",
 ]

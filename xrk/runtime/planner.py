@@ -1,11 +1,9 @@
 """From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
-import contextlib
-import ctypes
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +13,15 @@ from torch import nn
 from xrk.errors import InputError, InputTypeError, MemoryBudgetError
 from xrk.runtime.budget import parse_memory
 from xrk.runtime.capture import capture
-from xrk.runtime.device import describe_device, module_on, resolve_device
+from xrk.runtime.device import describe_device, give_back, module_on, resolve_device
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse, make_twice
-from xrk.runtime.graph import Graph, Node, RowLocal, Value
+from xrk.runtime.graph import Apply, Graph, Node, RowLocal, Value
+from xrk.runtime.keeping import made_again
+from xrk.runtime.overlays import overlay
 from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
-from xrk.runtime.segments import cut
+from xrk.runtime.segments import Segment, cut
 from xrk.runtime.steady import window_bytes
 from xrk.runtime.streaming import Stream, can_stream, lag, window
 from xrk.runtime.whole import _exact
@@ -33,6 +33,8 @@ __all__ = ["BANDS", "Plan", "make_plan"]
 BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
 # Before bands get so low, skips that are quickly made from the image are made twice, from high bands on again.
 TWICE_FROM = (8, 2)
+# Where maps are kept between segments: bytes against products. So many products a byte are spent rather than hold it.
+PRODUCTS = (8, 32, 128, 1 << 20)
 # Higher ones go before them where the image is narrow: as many pixels in a band, in fewer and larger products.
 TALL = (256, 128, 64)
 TALL_PIXELS = 1 << 16
@@ -43,6 +45,10 @@ MIB = 1 << 20
 # that oneDNN writes. And a quarter of the prepared weights more, lost between them while they are made.
 BACKEND, LOST = 26 * MIB, 1 / 4
 STEP = 400  # bytes of one step of the order, with its tuples
+QUICK = MIB  # an order of so many bytes is laid out in well under a second
+
+# Parts of a plan's bytes that depend on the height of its bands.
+STEPS, BUFFERS = "order of steps", ("line buffers", "bands and scratch", "allocator")
 
 
 @dataclass
@@ -136,6 +142,7 @@ class Plan:
                 lines.append(f"    summarises {', '.join(sorted({n.label for n in p.segment.summaries}))}")
             for v in p.segment.whole:
                 what = "output" if v in self._graph.outputs else "kept whole"
+                what += " in the place of another" * any(s.value is v and s.over is not None for s in p.stores)
                 lines.append(f"    {what}: {' x '.join(map(str, v.shape))} on {self.device}, {_mib(v.bytes)}")
         lines += [f"  {name}: {_mib(size)}" for name, size in self.parts.items()]
         limit = "" if self.budget is None else f" of {_mib(self.budget)} allowed"
@@ -174,26 +181,16 @@ def make_plan(
     with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
         graph = _graph(module, shape, dtype, where, unknown)
         limit = _free(where) if budget is None else budget
-        best = None
         again = functools.partial(_graph, module, shape, dtype, where, unknown)
-        once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
-        for candidate in _candidates(graph, band, again):
-            handed_on = streamed and can_stream(candidate[0])
-            sized = _Sized(candidate, once, math.inf if best is None else max(limit, best.peak), handed_on)
-            if best is None or sized.peak < best.peak:
-                best = sized
-            if sized.peak <= limit:
-                best = sized
-                break
-        else:
-            if budget is not None:
-                raise MemoryBudgetError(
-                    f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
-                    f"{_mib(best.peak)}; expected at least memory={best.peak}.",
-                    best.peak,
-                )
+        best = _Search(graph, band, again, streamed).first_within(limit)
+        if best.peak > limit and budget is not None:
+            raise MemoryBudgetError(
+                f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
+                f"{_mib(best.peak)}; expected at least memory={best.peak}.",
+                best.peak,
+            )
         checked = _check(module, graph, shape, dtype, where, unknown)
-        _give_back()
+        give_back()
         graph = best.graph
         _prepare(graph, best.passes)
     return Plan(
@@ -213,62 +210,151 @@ def make_plan(
     )
 
 
-Candidate = tuple[Graph, int, int, frozenset[Value]]
+# A network, its segments, and the heights of bands to try.
+Policy = tuple[Graph, list[Segment], tuple[tuple[int, int], ...]]
 
 
-def _candidates(graph: Graph, band: int | None, again: Callable[[], Graph]) -> Iterator[Candidate]:
-    """``again``: captures the graph once more."""
-    width = graph.input.shape[3]
-    bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
-    for b, least in bands:
-        if (b, least) == TWICE_FROM:
-            twice = again()
+class _Search:
+    """The first plan that takes no more than a limit, and where there is none the smallest."""
+
+    def __init__(self, graph: Graph, band: int | None, again: Callable[[], Graph], streamed: bool) -> None:
+        """``again``: captures the graph once more."""
+        self.graph, self.again, self.streamed = graph, again, streamed
+        width = graph.input.shape[3]
+        self.bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
+        # Products of the network where nothing is made twice.
+        self.once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
+        self.policies: list[Policy] = []
+        self._more = self._ways()
+        self.sized: dict[tuple[int, int, int], _Sized] = {}
+
+    def _ways(self) -> Iterator[Policy]:
+        """The ways to make the network, by what is held between bands and segments: the most and the quickest first."""
+        graph, outputs, bands = self.graph, set(self.graph.outputs), self.bands
+        first = cut(graph)
+        if TWICE_FROM in bands:
+            before = bands[: bands.index(TWICE_FROM)]
+            yield graph, first, before
+            twice = self.again()
             if make_twice(twice):
-                yield from ((twice, b, least, frozenset()) for b, least in BANDS)
-                break
-        yield graph, b, least, frozenset()
-    outputs = set(graph.outputs)
-    if any(v not in outputs for s in cut(graph) for v in s.whole):
-        # Each is long to lay out, for every segment begins at the image again.
-        for b, least in (*bands[:-1:3], bands[-1]):
-            yield graph, b, least, frozenset(n.output for n in graph.nodes)
+                yield twice, cut(twice), BANDS
+            else:
+                yield graph, first, bands[len(before) :]
+        else:
+            yield graph, first, bands
+        if not any(v not in outputs for s in first for v in s.whole):
+            return
+        seen = [frozenset()]
+        policies = [made_again(graph, products) for products in PRODUCTS]
+        if not any(isinstance(n, Apply) and n.operator.apply_work for n in graph.nodes):
+            policies.append(frozenset(n.output for n in graph.nodes))
+        for again in policies:
+            if again not in seen:
+                seen.append(again)
+                yield graph, cut(graph, again), bands[:-1:3] + bands[-1:]
+
+    def _policy(self, i: int) -> Policy | None:
+        while len(self.policies) <= i:
+            way = next(self._more, None)
+            if way is None:
+                return None
+            self.policies.append(way)
+        return self.policies[i]
+
+    def first_within(self, limit: int) -> "_Sized":
+        """The first that takes ``limit`` bytes or less, or the smallest of all."""
+        i = 0
+        while self._policy(i) is not None:
+            for sized in self._below([limit + 1], [i]):
+                if sized.peak <= limit:
+                    return sized
+            i += 1
+        highest = [self._size(i, *bands[0]) for i, (_, _, bands) in enumerate(self.policies)]
+        smallest = min(highest, key=lambda sized: sized.peak)
+        least = [smallest.peak]
+        for sized in self._below(least, sorted(range(len(highest)), key=lambda i: highest[i].peak)):
+            if sized.peak < least[0]:
+                smallest, least[0] = sized, sized.peak
+        return smallest
+
+    def _below(self, limit: list[float], policies: Iterable[int]) -> Iterator["_Sized"]:
+        """The candidates that may take less than ``limit[0]`` bytes; to lay one out takes long."""
+        for i in policies:
+            bands = self.policies[i][2]
+            floor, higher = self._held(i), []
+            for band, least in bands:
+                if floor < limit[0] and _floor(higher, band, least) < limit[0]:
+                    higher.append(self._size(i, band, least))
+                    yield higher[-1]
+
+    def _size(self, i: int, band: int, least: int) -> "_Sized":
+        if (i, band, least) not in self.sized:
+            graph, segments, _ = self.policies[i]
+            handed_on = self.streamed and can_stream(graph)
+            self.sized[i, band, least] = _Sized(graph, segments, band, least, self.once, handed_on)
+        return self.sized[i, band, least]
+
+    def _held(self, i: int) -> int:
+        """Bytes of what is held between segments, if every map that can be is laid over another."""
+        graph, segments, _ = self.policies[i]
+        most, held, outputs = 0, {}, set(graph.outputs)
+        for segment in segments:
+            held.update((n.output, n.output.bytes) for n in segment.before)
+            held.update((v, v.bytes) for v in segment.whole if not (self.streamed and v in outputs))
+            held.update((n.output, n.operator.state_bytes) for n in segment.summaries)
+            ended = sum(v.bytes for v in segment.last_use if v in segment.sources)
+            made = sum(v.bytes for v in segment.whole if v not in outputs)
+            most = max(most, sum(held.values()) - min(made, ended))
+            for v in segment.last_use:
+                held.pop(v, None)
+        return most
+
+
+def _floor(higher: list["_Sized"], band: int, least: int) -> float:
+    """About the least that segments take in lower bands than those that were laid out; 0 where that is soon found out.
+
+    Steps become more, and buffers shrink no faster than the bands; nor much faster than they did from band to band, for
+    many of their rows do not depend on the bands.
+    """
+    if not higher or higher[-1].order < QUICK:
+        return 0.0
+    last = higher[-1]
+    buffers = last.buffers * band / last.band * min(1.0, least / last.least)
+    if len(higher) > 1 and higher[-2].band > last.band:
+        slope = (higher[-2].buffers - last.buffers) / (higher[-2].band - last.band)
+        buffers = max(buffers, 0.95 * (last.buffers - slope * (last.band - band)))
+    return last.peak - last.order - last.buffers + last.order * last.band / band + buffers
 
 
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, candidate: Candidate, once: int, useful: float, streamed: bool = False) -> None:
-        """``once``: products of the network where nothing is made twice.
-
-        ``useful``: a larger peak is not looked at in full: `peak` then is some number above it.
-        """
-        self.graph, self.band, least, again = candidate
-        graph = self.graph
-        self.streamed = streamed
+    def __init__(
+        self, graph: Graph, segments: list[Segment], band: int, least: int, once: int, streamed: bool
+    ) -> None:
+        """``once``: products of the network where nothing is made twice."""
+        self.graph, self.band, self.least, self.streamed = graph, band, least, streamed
         self.handed_on = set(graph.outputs) if streamed else set()
+        self.passes = [schedule(s, band, least) for s in segments]
         weights = sum(n.weight_bytes for n in graph.nodes)
         self._backend = BACKEND + int(LOST * weights)
-        self.passes: list[Pass] = []
-        for segment in cut(graph, again):
-            self.passes.append(schedule(segment, self.band, least))
-            # Maps that are made again, and from low bands, come to orders longer than all that they save.
-            self.peak = self._backend + weights + STEP * sum(len(p.steps) for p in self.passes)
-            if self.peak > useful:
-                return
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
         self.parts: dict[str, int] = {}
         for p in self.passes:
+            overlay(p)
             for node in p.segment.before:
                 held[node.output] = node.output.bytes
                 self._see(weights, held, outputs, {})
+            for store in p.stores:
+                held.pop(store.over, None)
             for v in p.segment.whole:
                 if v not in self.handed_on:
                     held[v] = v.bytes
             for node in p.segment.summaries:
                 held[node.output] = max(node.output.bytes, node.operator.state_bytes)
-            here = {"line buffers": p.line_bytes, "bands and scratch": p.peak}
+            here = dict(zip(BUFFERS, (p.line_bytes, p.peak), strict=False))
             if streamed:
                 # The rows that are kept, a copy where they move, one band as it is read and one as it is handed on.
                 rows = 2 * window(p, graph.input).capacity + 2 * self.band
@@ -280,17 +366,26 @@ class _Sized:
                 held.pop(v, None)
         self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
 
+    @property
+    def order(self) -> int:
+        return self.parts.get(STEPS, 0)
+
+    @property
+    def buffers(self) -> int:
+        return sum(self.parts.get(name, 0) for name in BUFFERS)
+
     def _see(self, weights: int, held: dict[Value, int], outputs: set[Value], here: dict[str, int]) -> None:
         parts = {
             "backend's first calls": self._backend,
-            "order of steps": STEP * sum(len(p.steps) for p in self.passes),
+            STEPS: STEP * sum(len(p.steps) for p in self.passes),
             "prepared weights": weights,
             "output": sum(size for v, size in held.items() if v in outputs),
-            "maps kept whole": sum(size for v, size in held.items() if v not in outputs),
+            "maps kept whole": sum(s for v, s in held.items() if v not in outputs and v.row_axis is not None),
+            "states and vectors": sum(s for v, s in held.items() if v not in outputs and v.row_axis is None),
             **here,
         }
         # Bands come and go in all sizes: as much again has been seen lost between them.
-        parts["allocator"] = here.get("bands and scratch", 0)
+        parts[BUFFERS[2]] = here.get(BUFFERS[1], 0)
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
@@ -317,13 +412,7 @@ def _prepare(graph: Graph, passes: Sequence[Pass]) -> None:
             node.heights = heights.get(node, {})
         node.prepare()
         if node.weight_bytes > MIB:
-            _give_back()
-
-
-def _give_back() -> None:
-    """What was freed goes back to the system; glibc keeps the holes between what is held."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+            give_back()
 
 
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:

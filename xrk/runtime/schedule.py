@@ -24,6 +24,7 @@ class Store:
             "whole": all rows.
         border: rows of zeros above row 0 and below the last.
         settled: a line's kept rows move to its beginning for every step, full or not.
+        over: the map of an earlier segment in whose memory all rows lie (see `overlays`).
     """
 
     value: Value
@@ -32,6 +33,7 @@ class Store:
     border: int = 0
     index: int = -1
     settled: bool = False
+    over: Value | None = None
 
     @property
     def bytes(self) -> int:
@@ -91,6 +93,34 @@ class Pass:
     def line_bytes(self) -> int:
         """Bytes of the memory that keeps rows from band to band."""
         return sum(s.reserved for s in self.stores if s.kind in ("line", "ring"))
+
+    def measure(self) -> None:
+        """Sets `peak` and `work` from the order."""
+        self.peak = self.work = 0
+        live, bands = 0, {}
+        for step in self.steps:
+            node, size = step.node, 0
+            held = live
+            for _, k, a, b in step.reads:
+                store = self.stores[k]
+                around = store.kind == "ring" and (a + store.border) % store.capacity + b - a > store.capacity
+                if around or (store.kind == "whole" and (a < 0 or b > store.value.rows)):
+                    held += store.value.bytes_of(b - a)
+            if isinstance(node, RowLocal):
+                store = self.stores[step.store]
+                size = store.value.bytes_of(step.r1 - step.r0)
+                direct = store.kind in ("line", "ring") and node.writes_out
+                held += node.scratch(step.r0, step.r1) + (0 if direct else size)
+                self.work += node.work * (step.r1 - step.r0)
+                if store.kind == "band":
+                    live += size
+                    bands[step.store] = size
+            else:
+                held += node.operator.summarise_scratch(step.r1 - step.r0)
+                self.work += node.operator.summarise_work * (step.r1 - step.r0)
+            self.peak = max(self.peak, held)
+            for k in step.drops:
+                live -= bands.pop(k, 0)
 
 
 def schedule(
@@ -285,27 +315,5 @@ class _Run:
 
     def result(self) -> Pass:
         made = Pass(self.segment, self.stores, self.steps, band=self.band, least=self.least, kept=self.kept)
-        live, bands = 0, {}
-        for step in self.steps:
-            node, size = step.node, 0
-            held = live
-            for _, k, a, b in step.reads:
-                store = self.stores[k]
-                around = store.kind == "ring" and (a + store.border) % store.capacity + b - a > store.capacity
-                if around or (store.kind == "whole" and (a < 0 or b > store.value.rows)):
-                    held += store.value.bytes_of(b - a)
-            if isinstance(node, RowLocal):
-                store = self.stores[step.store]
-                size = store.value.bytes_of(step.r1 - step.r0)
-                direct = store.kind in ("line", "ring") and node.writes_out
-                held += node.scratch(step.r0, step.r1) + (0 if direct else size)
-                made.work += node.work * (step.r1 - step.r0)
-                if store.kind == "band":
-                    live += size
-                    bands[step.store] = size
-            else:
-                held += node.operator.summarise_scratch(step.r1 - step.r0)
-            made.peak = max(made.peak, held)
-            for k in step.drops:
-                live -= bands.pop(k, 0)
+        made.measure()
         return made

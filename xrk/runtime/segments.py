@@ -25,6 +25,7 @@ class Segment:
         whole: the values that the pass materialises; outputs of the network among them.
         sources: values with rows that were there before.
         last_use: values that nothing after this segment reads.
+        outputs: those of `whole` that the network gives.
     """
 
     before: list[Node] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Segment:
     whole: list[Value] = field(default_factory=list)
     sources: list[Value] = field(default_factory=list)
     last_use: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
 
 
 def cut(graph: Graph, again: Collection[Value] = ()) -> list[Segment]:
@@ -142,3 +144,4 @@ def _find_last_uses(graph: Graph, segments: list[Segment]) -> None:
         inside = {n.output for n in segment.nodes} - set(segment.whole)
         segment.last_use = [v for v in used if v not in seen and v not in inside and v.constant is None]
         seen.update(segment.last_use)
+        segment.outputs = [v for v in segment.whole if v in graph.outputs]

@@ -192,7 +192,7 @@ class _Whole(Rows):
 
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(store, memory, device)
-        self.first = 0
+        self.first, self.over = 0, store.over
 
     def place(self, a: int, b: int) -> tuple[int, ...]:
         return a - self.first, b - self.first, max(0, -a), max(0, b - self.rows)
@@ -208,7 +208,8 @@ class _Whole(Rows):
 
     def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
         place = self.value.part(self.memory, r0 - self.first, r1 - self.first)
-        if node.writes_out:
+        # What it reads may be what is written over.
+        if node.writes_out and self.over is None:
             node.compute(r0, r1, rows, place)
         else:
             place.copy_(node.compute(r0, r1, rows, None))
