@@ -92,6 +92,7 @@ if [ "$device" = cuda ]; then
     part layers 100 "${measure[@]}" "${layers[@]}"
     part large 60 "${check[@]}" "$tests/test_large.py"
     part torch 60 "${check[@]}" "${workers[@]}" "$tests/test_torch.py"
+    part runtime 120 "${check[@]}" -s tests/runtime/gpu
     # From here on with what time is left.
     part full_scans 300 "${measure[@]}" --full "${scans[@]}"
     part full_layers 300 "${measure[@]}" --full "${layers[@]}"

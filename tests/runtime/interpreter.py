@@ -55,7 +55,7 @@ def _run_in_bands(node: RowLocal, inputs: list[object], band: int, missing: str 
                 rows.append(tensor)
                 continue
             a, b = node.need(i, r0, r1)
-            border = node.border if i == 0 else 0
+            border = node.border if i in node.bordered else 0
             assert -border <= a <= b <= value.rows + border, f"{node.label}: rows [{a}, {b}) of {value.rows}"
             assert (a >= before[i][0] and b >= before[i][1]) or a == b, f"{node.label}: its needs go back up"
             before[i] = max((a, b), before[i])

@@ -15,9 +15,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 def node_by_node(module, shape, band):
     graph = capture(module, shape, torch.float32, torch.device("cpu"), "refuse")
-    for node in graph.nodes:
-        node.prepare()
+    _prepare(graph, band)
     return lambda x: interpret(graph, x, band)
+
+
+def _prepare(graph, band):
+    for node in graph.nodes:
+        node.heights = {band: 1}
+        node.prepare()
 
 
 @drawn
@@ -57,8 +62,7 @@ def test_one_row_of_context_fewer_fails(name, side):
 
     def spoilt(module, shape, band):
         graph = capture(module, shape, torch.float32, torch.device("cpu"), "refuse")
-        for node in graph.nodes:
-            node.prepare()
+        _prepare(graph, band)
         return lambda x: interpret(graph, x, band, missing=side)
 
     with pytest.raises(AssertionError, match="from the float64 module at"):

@@ -114,6 +114,23 @@ def gram(x, scale):
     return (attention.softmax(-1) @ v).reshape(b, c, h, w)
 
 
+def linear_attention(x):
+    """Attention whose context is summed over all pixels (Shen et al. 2021, equation 6), softmax over channels."""
+    b, c, h, w = x.shape
+    q, k, v = (t.reshape(b, 2, c // 2, h * w).softmax(2) for t in (x, x.sin(), x.cos()))
+    context = torch.einsum("bhdn,bhen->bhde", k, v) / (h * w)
+    return torch.einsum("bhde,bhdn->bhen", context, q).reshape(b, c, h, w)
+
+
+def two_windows(x):
+    """Windows of two heights side by side, and a table that a module keeps in a dtype of its own."""
+    b, c, h, w = x.shape
+    y = x.permute(0, 2, 3, 1)
+    low, high = (y.reshape(b, h // n, n, w, c).sin().reshape(b, h * w, c) for n in (2, 8))
+    y = torch.cat([low + high, low], 2).reshape(b, h, w, 2 * c)
+    return y.permute(0, 3, 1, 2) * torch.arange(2.0, dtype=torch.float64).type_as(x).view(1, 2, 1, 1).repeat(1, c, 1, 1)
+
+
 NETWORKS = {
     "channels last": lambda: Around(channels_last, nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)),
     "tokens": lambda: Around(
@@ -134,6 +151,8 @@ NETWORKS = {
         lambda *parts: windows(*parts, shift=2), nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
     ),
     "attention between channels": lambda: Around(gram, nn.Linear(1, 1)),
+    "linear attention": lambda: Around(linear_attention),
+    "two heights of windows": lambda: Around(two_windows, outputs=16),
     "prelu on tokens": lambda: Around(lambda x, p: p(x.flatten(2)).view(x.shape), nn.PReLU()),
 }
 

@@ -6,6 +6,7 @@ at the highest level (`conv2d`, not what it is made of). Sizes are concrete, so 
 not need anyway: torch.export and the meta device would load the compiler, 150 MiB of the caller's budget.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +147,7 @@ class Call:
 
     def regrouped(self, value: Value, span: int) -> Value:
         """The same tensor with ``span`` entries of the row axis to a row."""
-        return value if value.span == span else self._tracer.other_form(value, span, value.row_axis)
+        return self._tracer.other_form(value, span, value.row_axis)
 
     def plain(self, output: Any = None) -> Value | list[Value]:
         """The operator run once on whole tensors; ``output``: tensors of the right shapes, by default from a probe."""
@@ -205,6 +206,19 @@ def _strides(value: Value) -> tuple[int, ...]:
     return tuple(strides)
 
 
+# Operators whose handlers bring known tensors to the dtype of the map themselves, from all their digits.
+_TAKES_ANY_DTYPE = {
+    "aten::conv2d",
+    "aten::convolution",
+    "aten::conv_transpose2d",
+    "aten::batch_norm",
+    "aten::group_norm",
+    "aten::instance_norm",
+    "xrk::conv2d",
+    "xrk::group_norm_apply",
+}
+
+
 class _Tracer(TorchDispatchMode):
     def __init__(self, device: torch.device, unknown: str) -> None:
         super().__init__()
@@ -214,6 +228,7 @@ class _Tracer(TorchDispatchMode):
         self._inside: list[str] = []  # what is being taken apart, the network's own call first
         self._forms: dict[tuple[Value, int, int], Value] = {}
         self.failure: Exception | None = None
+        self.narrow: tuple[torch.dtype, torch.dtype] | None = None  # the module's own dtype, that of its maps
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -237,13 +252,18 @@ class _Tracer(TorchDispatchMode):
         name = func._schema.name
         if name in _MAKING:
             return func(torch.empty(0, dtype=symbols[0].dtype, device=self.device), *args[1:], **kwargs)
+        if name in ("aten::to", "aten::type_as") and not isinstance(args[0], _Symbol):
+            return args[0].to(self.device, symbols[0].dtype)  # a known tensor made like one of the image's
         for s in symbols:
             if s.version != s.group.version:
                 raise InputError(
                     f"The network calls {name} on a tensor that was written to through another view of it; "
                     "write the step without working in place."
                 )
-        values = pytree.tree_map(lambda a: a.value if isinstance(a, _Symbol) else a, (args, kwargs))
+        exact = name in _TAKES_ANY_DTYPE and any(s.value.row_axis is not None for s in symbols)
+        values = pytree.tree_map(
+            lambda a: a.value if isinstance(a, _Symbol) else a if exact else self._known(a), (args, kwargs)
+        )
         plain_func = _without_writing(func)
         if plain_func is None:
             raise InputError(self._unknown_message(name, "it writes in place"))
@@ -276,6 +296,11 @@ class _Tracer(TorchDispatchMode):
 
         return pytree.tree_map(wrap, result)
 
+    def _known(self, a: Any) -> Any:
+        """A known tensor in the dtype of the maps, where the network is captured in another than its own."""
+        other = self.narrow is not None and isinstance(a, torch.Tensor) and a.dtype == self.narrow[0]
+        return a.to(self.narrow[1]) if other else a
+
     def _handle(self, call: Call) -> Any:
         if all(v.row_axis is None for v in call.values):
             if any(_is_large(v) for v in call.values):
@@ -285,26 +310,36 @@ class _Tracer(TorchDispatchMode):
         handler = _handlers.get(call.name)
         if handler is None:
             return None
+        given, values = dict(call.arguments), [v for v in call.values if v.row_axis is not None]
         result = handler(call)
-        if result is None:
-            forms = {v: self._as_map(v) for v in call.values}
-            if any(v is not form for v, form in forms.items()):
-                call.arguments = pytree.tree_map(
-                    lambda a: forms.get(a, a) if isinstance(a, Value) else a, call.arguments
-                )
+        for form in (self._shared_rows, self._single_rows, self._map_rows):
+            if result is not None:
+                break
+            forms = {v: form(v, values) for v in values}
+            if any(v is not other for v, other in forms.items()):
+                call.arguments = pytree.tree_map(lambda a, f=forms: f.get(a, a) if isinstance(a, Value) else a, given)
                 result = handler(call)
         return result
 
-    def _as_map(self, v: Value) -> Value:
-        """The same tensor with the rows that operators on maps expect, where its axes can be those of a map."""
-        if v.row_axis is None:
-            return v
-        if v.span > 1:  # such as a pixel shuffle written out by hand
-            v = self.other_form(v, 1, v.row_axis)
-        return self.other_form(v, 1, 2) if len(v.shape) == 4 and v.row_axis != 2 and v.shape[0] == 1 else v
+    # The same tensor with other rows, where an operator cannot use those that it has.
+
+    def _shared_rows(self, v: Value, all_values: list[Value]) -> Value:
+        """Rows that all values have: rows of windows and rows of tokens meet."""
+        return self.other_form(v, math.gcd(*(u.span for u in all_values)), v.row_axis)
+
+    def _single_rows(self, v: Value, all_values: list[Value]) -> Value:
+        """An entry a row, such as behind a pixel shuffle written out by hand."""
+        return self.other_form(v, 1, v.row_axis)
+
+    def _map_rows(self, v: Value, all_values: list[Value]) -> Value:
+        """The third axis of four, whatever it meant before: what an operator on maps takes."""
+        v = self.other_form(v, 1, v.row_axis)
+        return self.other_form(v, 1, 2) if len(v.shape) == 4 and v.shape[0] == 1 else v
 
     def other_form(self, value: Value, span: int, axis: int) -> Value:
         """``value`` with other rows; made once, however many ask for it."""
+        if (span, axis) == (value.span, value.row_axis):
+            return value
         made = self._forms.get((value, span, axis))
         if made is None:
             if axis == value.row_axis:
@@ -368,7 +403,7 @@ def capture(
 
     Args:
         module: in eval mode; it is called once, without data, and left as it is.
-        dtype, device: of the input.
+        dtype, device: of the input; tensors of the module in another dtype are converted, never in the module.
         unknown: "refuse" an operator that is not known, or run it "whole".
 
     Raises:
@@ -379,6 +414,9 @@ def capture(
 
     x = Value(tuple(shape), dtype, row_axis=2)
     tracer = _Tracer(device, unknown)
+    own = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), dtype)
+    if own != dtype:
+        tracer.narrow = (own, dtype)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         symbol = _Symbol(x, device, _Group())
         try:

@@ -4,8 +4,6 @@ Where memory runs out in the middle of a pass, the rows that are still needed mo
 freed, and the rest of the pass is laid out in bands of half the height: nothing is made again.
 """
 
-import ctypes
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +11,12 @@ from typing import Any
 import torch
 
 from xrk.errors import MemoryBudgetError
+from xrk.runtime.device import give_back
 from xrk.runtime.graph import Graph, Node, RowLocal, Value
 from xrk.runtime.overlays import overlay, overlay_rest
 from xrk.runtime.rows import as_channels_last, layout
-from xrk.runtime.schedule import Pass, schedule
+from xrk.runtime.schedule import Pass, Step, schedule
+from xrk.runtime.steady import CudaRecorder, Record, Steady, bands
 from xrk.runtime.stores import Rows, rows_of, split
 
 __all__ = ["execute"]
@@ -30,6 +30,7 @@ def execute(
     x: torch.Tensor,
     progress: Callable[[int, int], Any] | None = None,
     shrunk: list[str] | None = None,
+    record: Record | None = None,
 ) -> list[torch.Tensor]:
     """The outputs of the graph for ``x``, in the order of `Graph.outputs`.
 
@@ -40,10 +41,12 @@ def execute(
     gets a line. Rows made before and after it are those of two plans: the result is as exact as any plan's, but equal
     bit for bit only to a run that ran out of memory at the same step.
 
+    Bands that are alike are recorded by ``record`` and played again (see `steady`); by default so on CUDA.
+
     Raises:
         MemoryBudgetError: memory ran out at bands of one row, or where no band has a part in it.
     """
-    run = _Run(graph, passes, x, progress)
+    run = _Run(graph, passes, x, progress, record or (CudaRecorder() if x.device.type == "cuda" else None))
     try:
         return run.outputs()
     finally:
@@ -54,8 +57,14 @@ def execute(
 
 class _Run:
     def __init__(
-        self, graph: Graph, passes: Sequence[Pass], x: torch.Tensor, progress: Callable[[int, int], Any] | None
+        self,
+        graph: Graph,
+        passes: Sequence[Pass],
+        x: torch.Tensor,
+        progress: Callable[[int, int], Any] | None,
+        record: Record | None,
     ) -> None:
+        self.record = record
         self.graph, self.passes, self.x, self.progress = graph, passes, x, progress
         self.device = x.device
         self.shrunk: list[str] = []
@@ -75,7 +84,7 @@ class _Run:
             for v in p.segment.last_use:
                 self.held.pop(v, None)
             if number < len(self.passes) and self.device.type == "cpu":
-                _give_back()
+                give_back()
         # A network that hands its input on gives a tensor of its own, as a caller expects of a run.
         return [self.x.clone() if v is self.graph.input else self.held[v] for v in self.graph.outputs]
 
@@ -146,6 +155,7 @@ class _Attempt:
         """``saved``: the rows `Pass.kept`, where the pass is the rest of one."""
         self.p, self.main, self.states, self.saved = p, main, states, saved
         self.stores: list[Rows] = []
+        self.steady: Steady | None = None
 
     def run(self, done: dict[Node, int]) -> None:
         """All steps; ``done``: what is already made of each node, kept up to date."""
@@ -155,7 +165,8 @@ class _Attempt:
         for node in (*self.p.segment.nodes, *self.p.segment.summaries):
             whole = node.whole_inputs if isinstance(node, RowLocal) else ()
             fixed[node] = [held.get(v) if v.row_axis is None or i in whole else None for i, v in enumerate(node.inputs)]
-        for step in self.p.steps:
+
+        def run(step: Step) -> None:
             node = step.node
             rows, stable = fixed[node].copy(), True
             for i, k, a, b in step.reads:
@@ -167,8 +178,18 @@ class _Attempt:
                 stores[step.store].take(node, step.r0, step.r1, rows, step.keep, stable)
             for k in step.drops:
                 stores[k].drop()
-            done[node] = step.r1
-            self.main.step_done()
+
+        if self.main.record is None:
+            for step in self.p.steps:
+                run(step)
+                done[step.node] = step.r1
+                self.main.step_done()
+            return
+        self.steady = Steady(self.p, stores, run, self.main.record, self.main.device)
+        for steps in bands(self.p):
+            for step in self.steady.run(steps):
+                done[step.node] = step.r1
+                self.main.step_done()
 
     def _allocate(self) -> None:
         p, held, device, outputs = self.p, self.main.held, self.main.device, self.main.graph.outputs
@@ -207,21 +228,7 @@ class _Attempt:
 
     def free(self) -> None:
         self.stores.clear()
-
-
-def _give_back() -> None:
-    """Lets the system have the pages of freed memory: glibc keeps them, and the next pass asks for other sizes."""
-    trim = _find_trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _find_trim() -> Any:
-    try:
-        return getattr(ctypes.CDLL(None), "malloc_trim", None)
-    except (OSError, TypeError):  # a system whose C library has no such name to ask for
-        return None
+        self.steady = None
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

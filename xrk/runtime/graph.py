@@ -14,8 +14,9 @@ An operator of its own plugs in with `xrk.runtime.capture.register`: the handler
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -108,10 +109,6 @@ class Node:
     def prepare(self) -> None:
         """Whatever is done once per plan, before the first run."""
 
-    def adopt(self, other: "Node") -> None:
-        """What `prepare` does, with the weights that the same node of the network at another size has prepared."""
-        self.prepare()
-
 
 class RowLocal(Node, ABC):
     """A node whose output rows each come from a window of rows of its inputs.
@@ -121,6 +118,8 @@ class RowLocal(Node, ABC):
     Attributes:
         border: rows of zeros that may be asked for above and below the inputs in ``bordered``: `need(0, ...)` may begin
             at -border and end at rows + border. Every other window lies inside the image.
+        heights: how often a plan asks for so many rows at once; set when the plan is made, before `prepare`. Where it
+            is empty, `prepare` must not hold much: the node is run once, on a small image.
         bordered: positions of these inputs; the first, unless a node says otherwise.
         whole_inputs: positions of inputs with a row axis that are read in another order than from the top down. They
             are materialised first, and passed whole.
@@ -129,6 +128,7 @@ class RowLocal(Node, ABC):
         writes_out: `compute` can write into memory that it is given.
     """
 
+    heights: Mapping[int, int] = MappingProxyType({})
     border: int = 0
     bordered: frozenset[int] = frozenset([0])
     whole_inputs: frozenset[int] = frozenset()

@@ -1,5 +1,7 @@
 """Convolution and transposed convolution."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,11 +9,11 @@ import torch.nn.functional as F
 
 from xrk.kernels.convolution.conv2d import fold_batch_norm
 from xrk.runtime.capture import Call, register
-from xrk.runtime.graph import Node, RowLocal, Value
-from xrk.runtime.prepared import prepare_convolution
-from xrk.runtime.rows import Window, channels_last, clip, is_map
+from xrk.runtime.graph import RowLocal, Value
+from xrk.runtime.prepared import Convolve, prepare_convolution, prepared_bytes, prepares
+from xrk.runtime.rows import Window, as_channels_last, channels_last, clip, is_map, layout
 
-__all__ = ["Convolution", "TransposedConvolution"]
+__all__ = ["Convolution", "TransposedConvolution", "UpsampledConvolution"]
 
 
 class Convolution(RowLocal):
@@ -46,29 +48,36 @@ class Convolution(RowLocal):
             for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         ]
         _check(x, x.shape[1] // groups, weight.shape[1], sizes)
+        self._run: Convolve | None = None
+        self._held = prepared_bytes(weight.shape, x.dtype.itemsize)
         self._make([x], Value((1, weight.shape[0], *sizes), x.dtype, 2))
 
     def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
         return self.window.of(r0, r1) if i == 0 else (r0, r1)
 
     def prepare(self) -> None:
-        weight, bias = self.weight, self.bias
-        if self.norm is not None:
-            weight, bias = _folded(weight, bias, self.norm)
-        x, dtype = self.inputs[0], self.output.dtype
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        usual = (*x.shape[:2], min(x.rows + 2 * self.border, self.window.extent + 15 * self.stride[0]), x.shape[3])
-        geometry = (self.stride, (0, self.padding[1]), self.dilation, self.groups)
-        self._run, packed = prepare_convolution(weight, bias, *geometry, self.activation, usual)
-        self._held = packed or (0 if weight is self.weight else weight.nbytes)
-        self.weight = self.bias = self.norm = None  # what runs holds what it needs
+        if self.heights:
+            self._run = self._ready(self.heights)
+            self.weight = self.bias = self.norm = None  # what runs holds what it needs
 
-    def adopt(self, other: Node) -> None:
-        self._run, self._held = other._run, 0
+    def _ready(self, heights: Mapping[int, int]) -> Convolve:
+        weight, bias = _in_dtype(self.weight, self.bias, self.norm, self.output.dtype)
+        rest = (self.stride, self.padding[1], self.dilation, self.groups, self.activation, self.inputs[0].shape[3])
+        return prepare_convolution(weight, bias, *rest, heights)
 
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
-        residual = rows[1] if len(rows) > 1 else None
-        return self._run(channels_last(rows[0]), residual if residual is None else channels_last(residual))
+        residual = channels_last(rows[1]) if len(rows) > 1 else None
+        run = self._run or self._ready({})
+        place = None if out is None else as_channels_last(out)
+        y = run(channels_last(rows[0]), residual, place)
+        if out is None:
+            return y
+        return out if place is not None else out.copy_(y)
+
+    @property
+    def writes_out(self) -> bool:
+        # The public operators make memory of their own, which would not be counted.
+        return prepares(self.home, self.output.dtype)
 
     @property
     def work(self) -> int:
@@ -79,16 +88,138 @@ class Convolution(RowLocal):
         return self._held
 
 
+def _in_dtype(
+    weight: torch.Tensor, bias: torch.Tensor | None, norm: tuple[Any, ...] | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weights and bias with the norm folded in."""
+    if norm is not None:
+        weight, bias = _folded(weight, bias, norm)
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 def _folded(weight: torch.Tensor, bias: torch.Tensor | None, norm: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
     """`fold_batch_norm`, some output channels at a time: it makes float64 copies, which would be the plan's peak."""
     *vectors, eps = norm
-    new_weight, new_bias = torch.empty_like(weight), torch.empty(len(weight), dtype=weight.dtype, device=weight.device)
+    new_weight = torch.empty_like(weight, memory_format=torch.channels_last)
+    new_bias = torch.empty(len(weight), dtype=weight.dtype, device=weight.device)
     each = max(1, (1 << 18) // weight[0].numel())
     for i in range(0, len(weight), each):
         part = slice(i, i + each)
         known = (None if t is None else t[part] for t in (bias, *vectors))
         new_weight[part], new_bias[part] = fold_batch_norm(weight[part], *known, eps)
     return new_weight, new_bias
+
+
+class UpsampledConvolution(RowLocal):
+    """A 3x3 convolution of a map that is doubled by nearest neighbours, without the doubled map.
+
+    act(conv(cat(double(x), skip)) + bias), zeros around both. Rows 2i - 1, 2i and 2i + 1 of the doubled map are rows
+    i - 1, i and i of x. So row 2i of the result is a convolution of rows i - 1 and i with the weights w0 and w1 + w2,
+    row 2i + 1 one of rows i and i + 1 with w0 + w1 and w2, and columns alike: four 2x2 convolutions, with 4/9 of the
+    products. Zeros beyond x are zeros beyond the doubled map.
+
+    The two for odd and even columns are run as one with twice the channels: pixels 2j - 1 and 2j of the result look at
+    the same columns j - 1 and j, and lie side by side in memory as channels do.
+    """
+
+    label = "doubled aten::conv2d"
+    border = 1
+    bordered = frozenset([0, 1])
+    writes_out = True
+
+    def __init__(self, convolution: Convolution, x: Value, first: int, skip: Value | None) -> None:
+        """``convolution``: takes its place; ``first``: the first channel of x in its input, skip's are all others."""
+        self.weight, self.bias, self.norm = convolution.weight, convolution.bias, convolution.norm
+        self.activation, self.first = convolution.activation, first
+        self._runs: list[Convolve] = []
+        self._make([x] if skip is None else [x, skip], convolution.output)
+        outputs, size = self.weight.shape[0], self.output.dtype.itemsize
+        self._held = 2 * prepared_bytes((2 * outputs, x.shape[1], 2, 2), size)
+        if skip is not None:
+            self._held += prepared_bytes((outputs, skip.shape[1], 3, 3), size)
+
+    def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
+        return ((r0 - 1) // 2, r1 // 2 + 1) if i == 0 else (r0 - 1, r1 + 1)
+
+    def round_up(self, row: int) -> int:
+        return row + row % 2
+
+    def prepare(self) -> None:
+        if self.heights:
+            self._runs = self._ready(self.heights)
+            self.weight = self.bias = self.norm = None
+
+    def _ready(self, heights: Mapping[int, int]) -> list[Convolve]:
+        """For even rows, for odd rows, and for the skip."""
+        weight, bias = _in_dtype(self.weight, self.bias, self.norm, self.output.dtype)
+        first, after = self.first, self.first + self.inputs[0].shape[1]
+        half: Counter[int] = Counter()
+        for height, count in heights.items():
+            half[-(-height // 2)] += count
+            half[height // 2] += count
+        half.pop(0, None)
+        geometry, width = ((1, 1), 1, (1, 1), 1), self.inputs[0].shape[3]
+        alone = len(self.inputs) == 1
+        made = []
+        for odd in (False, True):
+            part = _doubled(weight[:, first:after], odd)
+            twice, activation = (bias if bias is None else bias.repeat(2), self.activation) if alone else (None, None)
+            made.append(prepare_convolution(part, twice, *geometry, activation, width, half))
+        if not alone:
+            part = torch.cat([weight[:, :first], weight[:, after:]], 1)
+            made.append(prepare_convolution(part, bias, *geometry, self.activation, 2 * width, heights))
+        return made
+
+    def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
+        x, top = channels_last(rows[0]), self.need(0, r0, r1)[0]
+        made = None if out is None else as_channels_last(out)
+        if made is None:
+            made = layout(self.output, r1 - r0, x.device)
+        channels, width = made.shape[1], made.shape[3]
+        runs = self._runs or self._ready({})
+        for odd, run in enumerate(runs[:2]):
+            i0, i1 = (r0 + 1 - odd) // 2, (r1 + 1 - odd) // 2  # rows 2i + odd from r0 up and below r1
+            if i1 == i0:
+                continue
+            above = i0 - 1 + odd - top
+            y = channels_last(run(x[:, :, above : above + i1 - i0 + 1], None, None))
+            y = y.permute(0, 2, 3, 1).reshape(1, i1 - i0, width + 2, channels)[:, :, 1:-1]
+            made[:, :, 2 * i0 + odd - r0 :: 2].copy_(y.permute(0, 3, 1, 2))
+        if len(rows) > 1:
+            runs[2](channels_last(rows[1]), made, made)
+        if out is None:
+            return made
+        return out if made.data_ptr() == out.data_ptr() else out.copy_(made)
+
+    @property
+    def work(self) -> int:
+        channels = 4 * self.inputs[0].shape[1] + (9 * self.inputs[1].shape[1] if len(self.inputs) > 1 else 0)
+        return self.output.shape[1] * self.output.shape[3] * channels
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._held
+
+    def scratch(self, r0: int, r1: int) -> int:
+        n, c, _, w = self.output.shape
+        return n * c * (-(-(r1 - r0) // 2)) * (w + 2) * self.output.dtype.itemsize
+
+
+def _doubled(weight: torch.Tensor, odd: bool) -> torch.Tensor:
+    """(O, C, 3, 3) -> (2 O, C, 2, 2): the weights on x for odd columns, then for even ones, of odd or even rows."""
+    outputs, inputs = weight.shape[:2]
+    made = torch.empty((2, outputs, inputs, 2, 2), dtype=weight.dtype, device=weight.device)
+    each = max(1, (1 << 14) // inputs)
+    for i in range(0, outputs, each):
+        rows = _pairs(weight[i : i + each].double(), 2, odd)
+        made[0, i : i + each] = _pairs(rows, 3, True)
+        made[1, i : i + each] = _pairs(rows, 3, False)
+    return made.flatten(0, 1)
+
+
+def _pairs(weight: torch.Tensor, axis: int, odd: bool) -> torch.Tensor:
+    before, at, after = weight.unbind(axis)
+    return torch.stack([before + at, after] if odd else [before, at + after], axis)
 
 
 class TransposedConvolution(RowLocal):

@@ -10,7 +10,7 @@ from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import Apply, RowGlobal, Summarise, Value
 from xrk.runtime.nodes_elementwise import BatchNorm
 from xrk.runtime.nodes_pooling import adaptive
-from xrk.runtime.rows import Rowwise, channels_last, is_map, with_rows
+from xrk.runtime.rows import Rowwise, channels_last, is_map, wide, wide_bytes, with_rows
 
 __all__ = ["GroupNorm", "Reduction"]
 
@@ -52,7 +52,12 @@ class Reduction(RowGlobal):
         self.count = math.prod(x.shape[d] for d in dims)
         self.dtype = like.dtype
 
+        self.x = x
+
     correction: float = 1.0
+
+    def summarise_scratch(self, rows: int) -> int:
+        return wide_bytes(self.x, rows) if self.kind in ("var", "std") else 0
 
     def begin(self) -> None:
         return None
@@ -64,12 +69,14 @@ class Reduction(RowGlobal):
             join = torch.maximum if self.kind == "amax" else torch.minimum
             return band if state is None else join(state, band)
         if self.kind in ("mean", "sum", "norm"):
-            norm = self.kind == "norm"
-            band = torch.linalg.vector_norm(x, 2, self.dims, True).double() if norm else x.sum(self.dims, True).double()
-            band = band.square_() if norm else band
+            dtype = wide(x[:0]).dtype
+            if self.kind == "norm":
+                band = torch.linalg.vector_norm(x, 2, self.dims, True, dtype=dtype).double().square_()
+            else:
+                band = x.sum(self.dims, True, dtype=dtype).double()
             return band if state is None else state + band
         count = math.prod(x.shape[d] for d in self.dims)
-        var, mean = torch.var_mean(x, self.dims, correction=0, keepdim=True)
+        var, mean = torch.var_mean(wide(x), self.dims, correction=0, keepdim=True)
         band = (count, mean.double(), var.double() * count)
         if state is None:
             return band

@@ -1,27 +1,31 @@
 """Matrix products: linear layers, attention within a row's windows, attention between channels."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import RowGlobal, Summarise, Value
-from xrk.runtime.rows import Rowwise, with_rows
+from xrk.runtime.rows import Rowwise, wide, wide_bytes, with_rows
 
 __all__ = ["Product"]
 
 
 class Product(RowGlobal):
-    """a @ b, summed over the rows of the image: the bands' products are joined in float64."""
+    """A product summed over the rows of the image, such as Q K^T over all pixels: bands are joined in float64."""
 
-    def __init__(self, label: str, like: torch.Tensor) -> None:
-        self.label, self.dtype, self.values = label, like.dtype, like.numel()
+    def __init__(
+        self, label: str, run: Callable[[list[Any]], torch.Tensor], inputs: list[Value], like: torch.Tensor
+    ) -> None:
+        self.label, self.run, self.dtype, self.values = label, run, like.dtype, like.numel()
+        self.inputs = inputs
 
     def begin(self) -> None:
         return None
 
     def summarise(self, rows: list[torch.Tensor], r0: int, r1: int, state: Any) -> torch.Tensor:
-        band = torch.matmul(rows[0], rows[1])
+        band = self.run([wide(t) for t in rows])
         return band.double() if state is None else state.add_(band)
 
     def finish(self, state: torch.Tensor) -> torch.Tensor:
@@ -32,7 +36,7 @@ class Product(RowGlobal):
         return 8 * self.values
 
     def summarise_scratch(self, rows: int) -> int:
-        return 8 * self.values
+        return 8 * self.values + sum(wide_bytes(v, rows) for v in self.inputs)
 
 
 @register("aten::linear")
@@ -55,8 +59,7 @@ def _matmul(call: Call) -> Any:
     if None not in places and not _same_rows(*pair):
         return None
     if places == [1, 2]:
-        like = call.probe()
-        return call.add(Summarise(Product(call.name, like), pair, Value(tuple(like.shape), like.dtype)))
+        return _summed(call)
     at = max(place or 0 for place in places)
     alone = next((t for t, place in zip(pair, places, strict=True) if place is None), None)
     if places[0] == 1 or places[1] == 2 or {*places} - {at, None}:
@@ -66,6 +69,28 @@ def _matmul(call: Call) -> Any:
     like, rows = call.probe(), next(v.rows for v in call.values if v.row_axis is not None)
     output = with_rows(like, like.ndim - at, rows)
     return call.add(Rowwise(call.name, call.runner(), call.values, output, work=like.numel() * pair[0].shape[-1]))
+
+
+@register("aten::einsum")
+def _einsum(call: Call) -> Any:
+    terms, arrow, result = call["equation"].replace(" ", "").partition("->")
+    pairs = list(zip(terms.split(","), call["tensors"], strict=True))
+    rowed = [(term, t) for term, t in pairs if isinstance(t, Value) and t.row_axis is not None]
+    if not arrow or "." in terms or not all(_same_rows(t, rowed[0][1]) for _, t in rowed):
+        return None
+    letter = rowed[0][0][rowed[0][1].row_axis]
+    if terms.count(letter) != len(rowed) or any(term[t.row_axis] != letter for term, t in rowed):
+        return None
+    if letter not in result:
+        return _summed(call)
+    output = with_rows(call.probe(), result.index(letter), rowed[0][1].rows)
+    return call.add(Rowwise(call.name, call.runner(), call.values, output))
+
+
+def _summed(call: Call) -> Value:
+    like = call.probe()
+    operator = Product(call.name, call.runner(), call.values, like)
+    return call.add(Summarise(operator, call.values, Value(tuple(like.shape), like.dtype)))
 
 
 def _same_rows(a: Value, b: Value) -> bool:

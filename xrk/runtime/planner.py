@@ -1,7 +1,9 @@
 """From a module, a shape and a budget to a plan: rows at a time, what is kept whole, and the bytes of it all."""
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +13,16 @@ from torch import nn
 from xrk.errors import InputError, InputTypeError, MemoryBudgetError
 from xrk.runtime.budget import parse_memory
 from xrk.runtime.capture import capture
-from xrk.runtime.device import describe_device, module_on, resolve_device
+from xrk.runtime.device import describe_device, give_back, module_on, resolve_device
 from xrk.runtime.executor import execute
-from xrk.runtime.fusion import fuse
-from xrk.runtime.graph import Apply, Graph, RowLocal, Value
+from xrk.runtime.fusion import fuse, make_twice
+from xrk.runtime.graph import Apply, Graph, Node, RowLocal, Value
 from xrk.runtime.keeping import made_again
 from xrk.runtime.overlays import overlay
+from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.segments import Segment, cut
+from xrk.runtime.steady import window_bytes
 from xrk.runtime.whole import _exact
 
 __all__ = ["BANDS", "Plan", "make_plan"]
@@ -26,6 +30,8 @@ __all__ = ["BANDS", "Plan", "make_plan"]
 # The ladder, fastest first: bands that stay in cache and are high enough for a convolution to be quick.
 # With the rows at a time goes the fewest rows of a small map that are made at once (see `schedule`).
 BANDS = ((32, 4), (24, 4), (16, 4), (16, 2), (12, 2), (8, 2), (8, 1), (6, 1), (4, 1), (2, 1), (1, 1))
+# Before bands get so low, skips that are quickly made from the image are made twice, from high bands on again.
+TWICE_FROM = (8, 2)
 # Where maps are kept between segments: bytes against products. So many products a byte are spent rather than hold it.
 PRODUCTS = (8, 32, 128, 1 << 20)
 # Higher ones go before them where the image is narrow: as many pixels in a band, in fewer and larger products.
@@ -34,9 +40,9 @@ TALL_PIXELS = 1 << 16
 
 MIB = 1 << 20
 
-# What a process takes for its first plan beside the tensors: pages of code, oneDNN's kernels and their scratch.
-BACKEND = 47 * MIB
-ALLOCATOR = 8  # bands come and go in all sizes: up to an eighth of them has been seen lost between blocks
+# What a process takes for its first plan beside the tensors: 15 to 17 MiB of torch's and oneDNN's code, and the code
+# that oneDNN writes for every shape of convolution and of band.
+BACKEND, SHAPE = 24 * MIB, 700 << 10
 STEP = 400  # bytes of one step of the order, with its tuples
 QUICK = MIB  # an order of so many bytes is laid out in well under a second
 
@@ -50,7 +56,8 @@ class Plan:
 
     Attributes:
         shape: (1, C, H, W) of the input.
-        dtype, device: of the input.
+        dtype, device: of the input and the outputs.
+        compute_dtype: of the maps in between.
         band: rows at a time, counted where the network has the most rows.
         peak_bytes: the most memory that making and running the plan takes, the caller's input not counted.
         parts: bytes by part at the moment of the peak.
@@ -72,6 +79,11 @@ class Plan:
     _graph: Graph = field(repr=False)
     _passes: list[Pass] = field(repr=False)
     shrunk: list[str] = field(default_factory=list)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        maps = [n.output.dtype for n in self._graph.nodes if n.output.row_axis is not None]
+        return min((d for d in maps if d.is_floating_point), key=lambda d: d.itemsize, default=self.dtype)
 
     def run(self, x: torch.Tensor, progress: Callable[[int, int], Any] | None = None) -> Any:
         """What the module gives for ``x``, from the same bytes the same bytes.
@@ -103,7 +115,9 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"plan for {' x '.join(map(str, self.shape))}, {_name(self.dtype)}, on {describe_device(self.device)}",
+            f"plan for {' x '.join(map(str, self.shape))}, {_name(self.dtype)}"
+            f"{'' if self.compute_dtype == self.dtype else f' ({_name(self.compute_dtype)} within)'}, "
+            f"on {describe_device(self.device)}",
             f"  bands of {self.band} rows, {len(self._passes)} segment{'s' * (len(self._passes) != 1)}, "
             f"arithmetic {self.arithmetic:.2f}x of the whole image",
         ]
@@ -145,60 +159,104 @@ def make_plan(
     budget = parse_memory(memory)
     own = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
     where = resolve_device(device, None if own is None else own.device)
-    dtype = dtype or (torch.float32 if own is None else own.dtype)
+    dtype = dtype or _own_dtype(module, torch.float32)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputTypeError(f"dtype={dtype!r}; expected a floating-point torch dtype.")
     module = module_on(module, where)
     with torch.inference_mode(), torch.autocast(where.type, enabled=False), _exact():
         graph = _graph(module, shape, dtype, where, unknown)
-        checked = _check(module, graph, shape, dtype, where, unknown)
         limit = _free(where) if budget is None else budget
-        best = _Search(graph, band).first_within(limit)
+        again = functools.partial(_graph, module, shape, dtype, where, unknown)
+        best = _Search(graph, band, again).first_within(limit)
         if best.peak > limit and budget is not None:
             raise MemoryBudgetError(
                 f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
                 f"{_mib(best.peak)}; expected at least memory={best.peak}.",
                 best.peak,
             )
+        checked = _check(module, graph, shape, dtype, where, unknown)
+        give_back()
+        graph = best.graph
+        _prepare(graph, best.passes)
     return Plan(
-        shape, dtype, where, best.band, best.peak, best.parts, best.arithmetic, checked, budget, graph, best.passes
+        shape,
+        graph.input.dtype,
+        where,
+        best.band,
+        best.peak,
+        best.parts,
+        best.arithmetic,
+        checked,
+        budget,
+        graph,
+        best.passes,
     )
+
+
+@dataclass
+class _Policy:
+    """One way to cut the network, and the bands that are tried with it."""
+
+    graph: Graph
+    segments: list[Segment]
+    bands: Sequence[tuple[int, int]]
 
 
 class _Search:
     """The first plan that takes no more than a limit, and where there is none the smallest."""
 
-    def __init__(self, graph: Graph, band: int | None) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, band: int | None, again: Callable[[], Graph]) -> None:
+        """``again``: captures the graph once more."""
+        self.graph, self.again = graph, again
         width = graph.input.shape[3]
-        bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
-        self.policies = [(segments, bands[:-1:3] + bands[-1:] if i else bands) for i, segments in self._segments()]
+        tall = tuple((b, 8) for b in TALL if b * width <= TALL_PIXELS)
+        self.bands = (*tall, *BANDS) if band is None else ((band, 1),)
+        self.once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
+        self.policies: list[_Policy] = []
+        self.rest = self._make_policies()
         self.sized: dict[tuple[int, int, int], _Sized] = {}
 
-    def _segments(self) -> Iterator[tuple[int, list[Segment]]]:
-        """The ways to cut the network, by what is held between the segments: the most and the quickest first."""
-        graph, outputs = self.graph, set(self.graph.outputs)
+    def _make_policies(self) -> Iterator[_Policy]:
+        """By what is held between the segments, the most and the quickest first."""
+        graph, bands, outputs = self.graph, self.bands, set(self.graph.outputs)
         first = cut(graph)
-        yield 0, first
+        if TWICE_FROM not in bands:
+            yield _Policy(graph, first, bands)
+        else:
+            at = bands.index(TWICE_FROM)
+            yield _Policy(graph, first, bands[:at])
+            twice = self.again()
+            changed = make_twice(twice)
+            yield _Policy(twice, cut(twice), BANDS) if changed else _Policy(graph, first, bands[at:])
         if not any(v not in outputs for s in first for v in s.whole):
             return
         seen = [frozenset()]
-        policies = [made_again(graph, products) for products in PRODUCTS]
+        few = (*bands[:-1:3], bands[-1])
+        choices = [functools.partial(made_again, graph, products) for products in PRODUCTS]
         if not any(isinstance(n, Apply) and n.operator.apply_work for n in graph.nodes):
-            policies.append(frozenset(n.output for n in graph.nodes))
-        for again in policies:
+            choices.append(lambda: frozenset(n.output for n in graph.nodes))
+        for choice in choices:
+            again = choice()
             if again not in seen:
                 seen.append(again)
-                yield 1, cut(graph, again)
+                yield _Policy(graph, cut(graph, again), few)
+
+    def _policies(self) -> Iterator[int]:
+        yield from range(len(self.policies))
+        for policy in self.rest:
+            self.policies.append(policy)
+            yield len(self.policies) - 1
 
     def first_within(self, limit: int) -> "_Sized":
         """The first that takes ``limit`` bytes or less, or the smallest of all."""
-        for sized in self._below([limit + 1], range(len(self.policies))):
+        for sized in self._below([limit + 1], self._policies()):
             if sized.peak <= limit:
                 return sized
-        highest = [self._size(i, *bands[0]) for i, (_, bands) in enumerate(self.policies)]
+        least, highest = [math.inf], []
+        for i, policy in enumerate(self.policies):
+            highest.append(self._size(i, *policy.bands[0], least[0]))
+            least[0] = min(least[0], highest[-1].peak)
         smallest = min(highest, key=lambda sized: sized.peak)
-        least = [smallest.peak]
         for sized in self._below(least, sorted(range(len(highest)), key=lambda i: highest[i].peak)):
             if sized.peak < least[0]:
                 smallest, least[0] = sized, sized.peak
@@ -207,17 +265,21 @@ class _Search:
     def _below(self, limit: list[float], policies: Iterable[int]) -> Iterator["_Sized"]:
         """The candidates that may take less than ``limit[0]`` bytes; to lay one out takes long."""
         for i in policies:
-            segments, bands = self.policies[i]
-            floor, higher = self._held(segments), []
-            for band, least in bands:
+            policy, higher = self.policies[i], []
+            floor = self._held(policy.segments)
+            for band, least in policy.bands:
                 if floor < limit[0] and _floor(higher, band, least) < limit[0]:
-                    higher.append(self._size(i, band, least))
-                    yield higher[-1]
+                    sized = self._size(i, band, least, limit[0])
+                    if sized.parts:
+                        higher.append(sized)
+                    yield sized
 
-    def _size(self, i: int, band: int, least: int) -> "_Sized":
-        if (i, band, least) not in self.sized:
-            self.sized[i, band, least] = _Sized(self.graph, self.policies[i][0], band, least)
-        return self.sized[i, band, least]
+    def _size(self, i: int, band: int, least: int, useful: float) -> "_Sized":
+        known, policy = self.sized.get((i, band, least)), self.policies[i]
+        if known is None or (not known.parts and known.peak <= useful):
+            known = _Sized(policy.graph, policy.segments, band, least, self.once, useful)
+            self.sized[i, band, least] = known
+        return known
 
     def _held(self, segments: list[Segment]) -> int:
         """Bytes of what is held between segments, if every map that can be is laid over another."""
@@ -253,14 +315,26 @@ def _floor(higher: list["_Sized"], band: int, least: int) -> float:
 class _Sized:
     """A candidate with its passes and bytes."""
 
-    def __init__(self, graph: Graph, segments: list[Segment], band: int, least: int) -> None:
-        self.band, self.least = band, least
-        self.passes = [schedule(s, band, least) for s in segments]
+    def __init__(self, graph: Graph, segments: list[Segment], band: int, least: int, once: int, useful: float) -> None:
+        """``once``: products of the network where nothing is made twice.
+
+        ``useful``: a larger peak is not looked at in full: `peak` then is some number above it, and `parts` is empty.
+        """
+        self.graph, self.band, self.least = graph, band, least
+        self.parts: dict[str, int] = {}
         weights = sum(n.weight_bytes for n in graph.nodes)
+        shapes = {(n.label, n.output.shape, *(v.shape for v in n.inputs)) for n in graph.nodes if n.weight_bytes}
+        self._backend = BACKEND + SHAPE * len(shapes)
+        self.passes: list[Pass] = []
+        for segment in segments:
+            self.passes.append(schedule(segment, self.band, least))
+            # Maps that are made again, and from low bands, come to orders longer than all that they save.
+            self.peak = self._backend + weights + STEP * sum(len(p.steps) for p in self.passes)
+            if self.peak > useful:
+                return
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
-        self.parts: dict[str, int] = {}
         for p in self.passes:
             overlay(p)
             for node in p.segment.before:
@@ -272,10 +346,12 @@ class _Sized:
                 held[v] = v.bytes
             for node in p.segment.summaries:
                 held[node.output] = max(node.output.bytes, node.operator.state_bytes)
-            self._see(weights, held, outputs, dict(zip(BUFFERS, (p.line_bytes, p.peak), strict=False)))
+            here = dict(zip(BUFFERS, (p.line_bytes, p.peak), strict=False))
+            if any(n.home.type == "cuda" for n in p.segment.nodes):
+                here["windows of recorded bands"] = window_bytes(p)
+            self._see(weights, held, outputs, here)
             for v in p.segment.last_use:
                 held.pop(v, None)
-        once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
         self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
 
     @property
@@ -288,7 +364,7 @@ class _Sized:
 
     def _see(self, weights: int, held: dict[Value, int], outputs: set[Value], here: dict[str, int]) -> None:
         parts = {
-            "backend's first calls": BACKEND,
+            "backend's first calls": self._backend,
             STEPS: STEP * sum(len(p.steps) for p in self.passes),
             "prepared weights": weights,
             "output": sum(size for v, size in held.items() if v in outputs),
@@ -296,7 +372,8 @@ class _Sized:
             "states and vectors": sum(s for v, s in held.items() if v not in outputs and v.row_axis is None),
             **here,
         }
-        parts[BUFFERS[2]] = sum(here.values()) // ALLOCATOR
+        # Bands come and go in all sizes: as much again has been seen lost between them.
+        parts[BUFFERS[2]] = here.get(BUFFERS[1], 0)
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
@@ -304,11 +381,26 @@ class _Sized:
 
 def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> Graph:
     graph = capture(module, shape, dtype, device, unknown)
+    own = _own_dtype(module, dtype)
+    if own.itemsize > dtype.itemsize:
+        widen_ends(graph, own)
     fuse(graph)
     for node in graph.nodes:
         node.home = device
-        node.prepare()
     return graph
+
+
+def _prepare(graph: Graph, passes: Sequence[Pass]) -> None:
+    heights: dict[Node, Counter[int]] = {}
+    for p in passes:
+        for step in p.steps:
+            heights.setdefault(step.node, Counter())[step.r1 - step.r0] += 1
+    for node in graph.nodes:
+        if isinstance(node, RowLocal):
+            node.heights = heights.get(node, {})
+        node.prepare()
+        if node.weight_bytes > MIB:
+            give_back()
 
 
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:
@@ -323,25 +415,23 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         small = (*shape[:2], *size)
-        x = torch.rand(small, generator=generator, dtype=torch.float32).to(device, dtype)
+        x = torch.rand(small, generator=generator, dtype=torch.float32).to(device, graph.input.dtype)
         try:
-            expected = module(x.clone())
+            expected = module(x.to(_own_dtype(module, dtype), copy=True))
         except Exception:
             continue  # too small for the network; the sizes grow
-        again = capture(module, small, dtype, device, unknown)
-        fuse(again)
+        again = _graph(module, small, dtype, device, unknown)
         if [n.label for n in again.nodes] != [n.label for n in graph.nodes]:
             continue  # it does other things on a smaller image
-        for node, prepared in zip(again.nodes, graph.nodes, strict=True):
-            node.home = device
-            node.adopt(prepared)
+        for node in again.nodes:
+            node.prepare()
         passes = [schedule(s, max(1, size[0] // 3)) for s in cut(again)]
         found = again.structure(execute(again, passes, x))
         wanted, got = (torch.utils._pytree.tree_leaves(t) for t in (expected, found))
         for w, g in zip(wanted, got, strict=True):
             scale = w.abs().max().item()
             error = (w - g).abs().max().item() if w.shape == g.shape else math.inf
-            if not error <= 1e-2 * scale + 1e-6 and math.isfinite(scale):
+            if not error <= max(1e-2, 64 * torch.finfo(dtype).eps) * scale + 1e-6 and math.isfinite(scale):
                 raise InputError(
                     f"The plan of {type(module).__name__} does not give what the module gives: on an image of "
                     f"{size[0]} x {size[1]} they differ by {error:g} where the largest value is {scale:g}. "
@@ -379,6 +469,11 @@ def _check_module(module: Any) -> None:
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if training:
         raise InputError(f"The network is in training mode ({training[0]}); call .eval() on it first.")
+
+
+def _own_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), default)
 
 
 def _name(dtype: torch.dtype) -> str:

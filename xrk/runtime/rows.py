@@ -18,6 +18,8 @@ __all__ = [
     "clip",
     "is_map",
     "layout",
+    "wide",
+    "wide_bytes",
     "with_rows",
 ]
 
@@ -35,6 +37,16 @@ def with_rows(like: torch.Tensor, axis: int, rows: int) -> Value:
     """The value whose single row looks like ``like``, with so many rows along ``axis``."""
     span = like.shape[axis]
     return Value((*like.shape[:axis], rows * span, *like.shape[axis + 1 :]), like.dtype, axis, span=span)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in at least float32, as a sum over many pixels needs it."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def wide_bytes(value: Value, rows: int) -> int:
+    """What `wide` allocates for a band."""
+    return 4 // value.dtype.itemsize * value.bytes_of(rows) if value.dtype.itemsize < 4 else 0
 
 
 def clip(row: int, low: int, high: int) -> int:

@@ -24,6 +24,7 @@ class Store:
             "whole": all rows.
         border: rows of zeros above row 0 and below the last.
         over: the map of an earlier segment in whose memory all rows lie (see `overlays`).
+        settled: a line's kept rows move to its beginning for every step, full or not.
     """
 
     value: Value
@@ -32,6 +33,7 @@ class Store:
     border: int = 0
     index: int = -1
     over: Value | None = None
+    settled: bool = False
 
     @property
     def bytes(self) -> int:
@@ -107,7 +109,7 @@ class Pass:
             if isinstance(node, RowLocal):
                 store = self.stores[step.store]
                 size = store.value.bytes_of(step.r1 - step.r0)
-                direct = store.kind != "band" and node.writes_out and store.over is None
+                direct = store.kind in ("line", "ring") and node.writes_out
                 held += node.scratch(step.r0, step.r1) + (0 if direct else size)
                 self.work += node.work * (step.r1 - step.r0)
                 if store.kind == "band":
@@ -121,15 +123,22 @@ class Pass:
                 live -= bands.pop(k, 0)
 
 
-def schedule(segment: Segment, band: int, least: int = 1, done: Mapping[Node, int] | None = None) -> Pass:
+def schedule(
+    segment: Segment, band: int, least: int = 1, done: Mapping[Node, int] | None = None, repeat: bool | None = None
+) -> Pass:
     """The order of a segment in bands of ``band`` rows, counted on the value of the segment that has the most rows.
 
     Where that is fewer than ``least`` rows of a smaller map, so many are made at once before they are enlarged: the
     weights of such layers are large, and are read for every step. It costs as many more rows of the skips around them.
 
     ``done``: rows of each node that were made already; the order is that of the rest.
+
+    ``repeat``: lines are settled and rings longer, so that all are back where they were after the same few bands, and
+    these can be recorded (see `steady`); by default so on a GPU.
     """
-    return _Run(segment, band, least, done or {}).result()
+    if repeat is None:
+        repeat = any(n.home.type == "cuda" for n in segment.nodes)
+    return _Run(segment, band, least, done or {}, repeat).result()
 
 
 class _Reader:
@@ -156,8 +165,8 @@ class _Reader:
 
 
 class _Run:
-    def __init__(self, segment: Segment, band: int, least: int, done: Mapping[Node, int]) -> None:
-        self.segment = segment
+    def __init__(self, segment: Segment, band: int, least: int, done: Mapping[Node, int], repeat: bool) -> None:
+        self.segment, self.repeat = segment, repeat
         self.least = least
         self.steps: list[Step] = []
         self.stores: list[Store] = []
@@ -203,7 +212,7 @@ class _Run:
             reader.inputs.append((i, store, made_by))
             if made_by is None:
                 continue
-            if i == 0 and isinstance(node, RowLocal):
+            if isinstance(node, RowLocal) and i in node.bordered:
                 store.border = max(store.border, node.border)
             reader.keep[i] = reader.need(i, 0, rows)[0]
             made_by.readers.append((reader, i))
@@ -296,10 +305,13 @@ class _Run:
                 continue
             # Moving the kept rows costs a copy of them for every band: rows that outlast a band go round instead.
             if self._kept[k] <= reader.rows:
-                store.kind = "line"
+                store.kind, store.settled = "line", self.repeat
             else:
                 store.kind = "ring"
-                store.capacity = min(-(-store.capacity // reader.cap) * reader.cap, reader.rows + 2 * store.border)
+                count = -(-store.capacity // reader.cap)
+                # Powers of two have the largest of them as their period.
+                count = 1 << (count - 1).bit_length() if self.repeat else count
+                store.capacity = min(count * reader.cap, reader.rows + 2 * store.border)
 
     def result(self) -> Pass:
         made = Pass(self.segment, self.stores, self.steps, band=self.band, least=self.least, kept=self.kept)

@@ -33,6 +33,14 @@ class Rows:
         """Rows [a, b) that were made before this began; the first to be here."""
         raise NotImplementedError
 
+    def place(self, a: int, b: int) -> tuple[int, ...]:
+        """Where in the memory `read` finds rows [a, b)."""
+        raise NotImplementedError
+
+    def advance(self, r0: int, r1: int, keep: int) -> tuple[int, ...]:
+        """Makes room for rows [r0, r1), but moves nothing: where they go, and what has to move."""
+        raise NotImplementedError
+
     def drop(self) -> None:
         """The band will not be read again."""
 
@@ -47,6 +55,13 @@ class _Band(Rows):
     stable = True
     first = end = 0
     tensor: torch.Tensor | None = None
+
+    def place(self, a: int, b: int) -> tuple[int, ...]:
+        return a - self.first, b - self.first
+
+    def advance(self, r0: int, r1: int, keep: int) -> tuple[int, ...]:
+        self.first, self.end = r0, r1
+        return ()
 
     def read(self, a: int, b: int) -> torch.Tensor:
         t, first = self.tensor, self.first
@@ -70,14 +85,25 @@ class _Line(Rows):
 
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(store, memory, device)
-        self.capacity = store.capacity
+        self.capacity, self.settled = store.capacity, store.settled
         self.first = self.end = -store.border
+
+    def place(self, a: int, b: int) -> tuple[int, ...]:
+        return a - self.first, b - self.first
+
+    def advance(self, r0: int, r1: int, keep: int) -> tuple[int, ...]:
+        end, kept, by = (r1 if r1 < self.rows else r1 + self.border), 0, 0
+        if self.settled or end - self.first > self.capacity:
+            kept, by = self.end - keep, keep - self.first
+            self.first = keep
+        self.end = end
+        return r0 - self.first, end - self.first, r0 == 0, kept, by
 
     def read(self, a: int, b: int) -> torch.Tensor:
         return self.value.part(self.memory, a - self.first, b - self.first)
 
     def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
-        place = self._place(r0, r1, keep)
+        place = self._room(r0, r1, keep)
         if node.writes_out:
             node.compute(r0, r1, rows, place)
         else:
@@ -85,25 +111,23 @@ class _Line(Rows):
 
     def put(self, a: int, b: int, rows: torch.Tensor) -> None:
         self.first = self.end = a or -self.border
-        self._place(a, b, self.first).copy_(rows)
+        self._room(a, b, self.first).copy_(rows)
 
-    def _place(self, r0: int, r1: int, keep: int) -> torch.Tensor:
-        end = r1 if r1 < self.rows else r1 + self.border
-        if end - self.first > self.capacity:
-            self._move(keep)
-        if r0 == 0 and self.border:
+    def _room(self, r0: int, r1: int, keep: int) -> torch.Tensor:
+        first, last = self.first, self.end
+        at, end, top, kept, by = self.advance(r0, r1, keep)
+        if kept > 0 and by > 0:
+            rows = self.value.part(self.memory, by, by + kept)
+            try:
+                self.value.part(self.memory, 0, kept).copy_(rows if by >= kept else rows.clone())
+            except torch.OutOfMemoryError:
+                self.first, self.end = first, last
+                raise
+        if top and self.border:
             self.value.part(self.memory, 0, self.border).zero_()
-        if end > r1:
-            self.value.part(self.memory, r1 - self.first, end - self.first).zero_()
-        self.end = end
-        return self.value.part(self.memory, r0 - self.first, r1 - self.first)
-
-    def _move(self, keep: int) -> None:
-        count, by = self.end - keep, keep - self.first
-        if count > 0 and by > 0:
-            kept = self.value.part(self.memory, by, by + count)
-            self.value.part(self.memory, 0, count).copy_(kept if by >= count else kept.clone())
-        self.first = keep
+        if end > at + r1 - r0:
+            self.value.part(self.memory, at + r1 - r0, end).zero_()
+        return self.value.part(self.memory, at, at + r1 - r0)
 
 
 class _Ring(Rows):
@@ -112,6 +136,12 @@ class _Ring(Rows):
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(store, memory, device)
         self.capacity = store.capacity
+
+    def place(self, a: int, b: int) -> tuple[int, ...]:
+        return (a + self.border) % self.capacity, b - a
+
+    def advance(self, r0: int, r1: int, keep: int) -> tuple[int, ...]:
+        return *self.place(r0, r1), r0 == 0, r1 == self.rows
 
     def parts(self, a: int, b: int) -> list[torch.Tensor]:
         at, count = (a + self.border) % self.capacity, b - a
@@ -158,20 +188,26 @@ def split(rows: torch.Tensor, axis: int, parts: list[torch.Tensor], into: bool) 
 
 
 class _Whole(Rows):
-    """All rows."""
+    """All rows; ``first``: the row that the memory begins with, while a window of them takes its place."""
 
     def __init__(self, store: Store, memory: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(store, memory, device)
-        self.over = store.over
+        self.first, self.over = 0, store.over
+
+    def place(self, a: int, b: int) -> tuple[int, ...]:
+        return a - self.first, b - self.first, max(0, -a), max(0, b - self.rows)
+
+    def advance(self, r0: int, r1: int, keep: int) -> tuple[int, ...]:
+        return self.place(r0, r1)
 
     def read(self, a: int, b: int) -> torch.Tensor:
         if a >= 0 and b <= self.rows:
-            return self.value.part(self.memory, a, b)
-        inside = self.value.part(self.memory, max(a, 0), min(b, self.rows))
+            return self.value.part(self.memory, a - self.first, b - self.first)
+        inside = self.value.part(self.memory, max(a, 0) - self.first, min(b, self.rows) - self.first)
         return F.pad(inside, (0, 0, max(0, -a), max(0, b - self.rows)))
 
     def take(self, node: RowLocal, r0: int, r1: int, rows: list[Any], keep: int, stable: bool) -> None:
-        place = self.value.part(self.memory, r0, r1)
+        place = self.value.part(self.memory, r0 - self.first, r1 - self.first)
         # What it reads may be what is written over.
         if node.writes_out and self.over is None:
             node.compute(r0, r1, rows, place)
