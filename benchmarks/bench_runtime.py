@@ -117,10 +117,7 @@ def smallest_budget(module: Any, size: tuple[int, int]) -> int:
     try:
         xrk.plan(module, size, memory="1MiB")
     except MemoryBudgetError as error:
-        from xrk.runtime.budget import parse_memory
-
-        sizes = re.findall(r"([0-9.]+ ?(?:[KMGT]?i?B|bytes))", str(error))
-        return max(parse_memory(text.replace("bytes", "B")) for text in sizes)
+        return error.smallest
     return 1 << 20
 
 

@@ -294,7 +294,8 @@ class TransposedConvolution(RowLocal):
     def scratch(self, r0: int, r1: int) -> int:
         a, b = self.need(0, r0, r1)
         extra = (b - a - 1) * self.stride[0] + self.extent - (r1 - r0)
-        return self.output.bytes_of(max(extra, 0))
+        # Its weights are brought into the backend's layout for every call.
+        return self.output.bytes_of(max(extra, 0)) + self.weight.numel() * self.output.dtype.itemsize
 
 
 def _check(x: Value, channels: int, expected: int, sizes: list[int]) -> None:

@@ -41,8 +41,8 @@ TALL_PIXELS = 1 << 16
 MIB = 1 << 20
 
 # What a process takes for its first plan beside the tensors: 15 to 17 MiB of torch's and oneDNN's code, and the code
-# that oneDNN writes for every shape of convolution and of band.
-BACKEND, SHAPE = 24 * MIB, 700 << 10
+# that oneDNN writes. And a quarter of the prepared weights more, lost between them while they are made.
+BACKEND, LOST = 26 * MIB, 1 / 4
 STEP = 400  # bytes of one step of the order, with its tuples
 QUICK = MIB  # an order of so many bytes is laid out in well under a second
 
@@ -323,8 +323,7 @@ class _Sized:
         self.graph, self.band, self.least = graph, band, least
         self.parts: dict[str, int] = {}
         weights = sum(n.weight_bytes for n in graph.nodes)
-        shapes = {(n.label, n.output.shape, *(v.shape for v in n.inputs)) for n in graph.nodes if n.weight_bytes}
-        self._backend = BACKEND + SHAPE * len(shapes)
+        self._backend = BACKEND + int(LOST * weights)
         self.passes: list[Pass] = []
         for segment in segments:
             self.passes.append(schedule(segment, self.band, least))
