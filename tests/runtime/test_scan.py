@@ -238,14 +238,9 @@ print(json.dumps(bench_lxie.measure(json.loads(sys.argv[1]))))
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are read from /proc")
-@pytest.mark.parametrize("budget", ["smallest", "1GiB"])
+@pytest.mark.parametrize("budget", ["120MiB", "1GiB"])
 def test_the_measured_peak_is_what_was_predicted(budget, tmp_path):
-    benchmarks, size = str(Path(__file__).parents[2] / "benchmarks"), 384
-    if budget == "smallest":
-        torch.manual_seed(13)
-        with pytest.raises(MemoryBudgetError) as caught:
-            xrk.plan(LXIENet().eval(), (1, 1, size, size), memory="1MiB")
-        budget = str(caught.value).split("memory=")[-1][:-1]
+    benchmarks, size = str(Path(__file__).parents[2] / "benchmarks"), 512
     task = {"contestant": f"xrk:{budget}", "size": size, "threads": 1, "weights": "random", "repeats": 0}
     task["reference"] = str(tmp_path / "reference.npy")
     command = [sys.executable, "-c", MEASURED.format(benchmarks=benchmarks), json.dumps(task)]

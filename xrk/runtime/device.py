@@ -1,9 +1,8 @@
 """Where a network runs: the CPU, or an NVIDIA GPU."""
 
+import contextlib
 import copy
 import ctypes
-import functools
-from typing import Any
 
 import torch
 from torch import nn
@@ -51,15 +50,6 @@ def module_on(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def give_back() -> None:
-    """Lets the system have the pages of freed memory: glibc keeps them, and what comes next asks for other sizes."""
-    trim = _find_trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _find_trim() -> Any:
-    try:
-        return getattr(ctypes.CDLL(None), "malloc_trim", None)
-    except (OSError, TypeError):  # a system whose C library has no such name to ask for
-        return None
+    """What was freed goes back to the system; glibc keeps the holes between what is held."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

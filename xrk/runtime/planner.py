@@ -210,8 +210,13 @@ def make_plan(
     )
 
 
-# A network, its segments, and the heights of bands to try.
-Policy = tuple[Graph, list[Segment], tuple[tuple[int, int], ...]]
+@dataclass
+class _Policy:
+    """One way to cut the network, and the bands that are tried with it."""
+
+    graph: Graph
+    segments: list[Segment]
+    bands: Sequence[tuple[int, int]]
 
 
 class _Search:
@@ -221,57 +226,54 @@ class _Search:
         """``again``: captures the graph once more."""
         self.graph, self.again, self.streamed = graph, again, streamed
         width = graph.input.shape[3]
-        self.bands = (*((b, 8) for b in TALL if b * width <= TALL_PIXELS), *BANDS) if band is None else ((band, 1),)
-        # Products of the network where nothing is made twice.
+        tall = tuple((b, 8) for b in TALL if b * width <= TALL_PIXELS)
+        self.bands = (*tall, *BANDS) if band is None else ((band, 1),)
         self.once = sum(n.work * n.output.rows for n in graph.nodes if isinstance(n, RowLocal))
-        self.policies: list[Policy] = []
-        self._more = self._ways()
+        self.policies: list[_Policy] = []
+        self.rest = self._make_policies()
         self.sized: dict[tuple[int, int, int], _Sized] = {}
 
-    def _ways(self) -> Iterator[Policy]:
-        """The ways to make the network, by what is held between bands and segments: the most and the quickest first."""
-        graph, outputs, bands = self.graph, set(self.graph.outputs), self.bands
+    def _make_policies(self) -> Iterator[_Policy]:
+        """By what is held between the segments, the most and the quickest first."""
+        graph, bands, outputs = self.graph, self.bands, set(self.graph.outputs)
         first = cut(graph)
-        if TWICE_FROM in bands:
-            before = bands[: bands.index(TWICE_FROM)]
-            yield graph, first, before
-            twice = self.again()
-            if make_twice(twice):
-                yield twice, cut(twice), BANDS
-            else:
-                yield graph, first, bands[len(before) :]
+        if TWICE_FROM not in bands:
+            yield _Policy(graph, first, bands)
         else:
-            yield graph, first, bands
+            at = bands.index(TWICE_FROM)
+            yield _Policy(graph, first, bands[:at])
+            twice = self.again()
+            changed = make_twice(twice)
+            yield _Policy(twice, cut(twice), BANDS) if changed else _Policy(graph, first, bands[at:])
         if not any(v not in outputs for s in first for v in s.whole):
             return
         seen = [frozenset()]
-        policies = [made_again(graph, products) for products in PRODUCTS]
+        few = (*bands[:-1:3], bands[-1])
+        choices = [functools.partial(made_again, graph, products) for products in PRODUCTS]
         if not any(isinstance(n, Apply) and n.operator.apply_work for n in graph.nodes):
-            policies.append(frozenset(n.output for n in graph.nodes))
-        for again in policies:
+            choices.append(lambda: frozenset(n.output for n in graph.nodes))
+        for choice in choices:
+            again = choice()
             if again not in seen:
                 seen.append(again)
-                yield graph, cut(graph, again), bands[:-1:3] + bands[-1:]
+                yield _Policy(graph, cut(graph, again), few)
 
-    def _policy(self, i: int) -> Policy | None:
-        while len(self.policies) <= i:
-            way = next(self._more, None)
-            if way is None:
-                return None
-            self.policies.append(way)
-        return self.policies[i]
+    def _policies(self) -> Iterator[int]:
+        yield from range(len(self.policies))
+        for policy in self.rest:
+            self.policies.append(policy)
+            yield len(self.policies) - 1
 
     def first_within(self, limit: int) -> "_Sized":
         """The first that takes ``limit`` bytes or less, or the smallest of all."""
-        i = 0
-        while self._policy(i) is not None:
-            for sized in self._below([limit + 1], [i]):
-                if sized.peak <= limit:
-                    return sized
-            i += 1
-        highest = [self._size(i, *bands[0]) for i, (_, _, bands) in enumerate(self.policies)]
+        for sized in self._below([limit + 1], self._policies()):
+            if sized.peak <= limit:
+                return sized
+        least, highest = [math.inf], []
+        for i, policy in enumerate(self.policies):
+            highest.append(self._size(i, *policy.bands[0], least[0]))
+            least[0] = min(least[0], highest[-1].peak)
         smallest = min(highest, key=lambda sized: sized.peak)
-        least = [smallest.peak]
         for sized in self._below(least, sorted(range(len(highest)), key=lambda i: highest[i].peak)):
             if sized.peak < least[0]:
                 smallest, least[0] = sized, sized.peak
@@ -280,25 +282,27 @@ class _Search:
     def _below(self, limit: list[float], policies: Iterable[int]) -> Iterator["_Sized"]:
         """The candidates that may take less than ``limit[0]`` bytes; to lay one out takes long."""
         for i in policies:
-            bands = self.policies[i][2]
-            floor, higher = self._held(i), []
-            for band, least in bands:
+            policy, higher = self.policies[i], []
+            floor = self._held(policy)
+            for band, least in policy.bands:
                 if floor < limit[0] and _floor(higher, band, least) < limit[0]:
-                    higher.append(self._size(i, band, least))
-                    yield higher[-1]
+                    sized = self._size(i, band, least, limit[0])
+                    if sized.parts:
+                        higher.append(sized)
+                    yield sized
 
-    def _size(self, i: int, band: int, least: int) -> "_Sized":
-        if (i, band, least) not in self.sized:
-            graph, segments, _ = self.policies[i]
-            handed_on = self.streamed and can_stream(graph)
-            self.sized[i, band, least] = _Sized(graph, segments, band, least, self.once, handed_on)
-        return self.sized[i, band, least]
+    def _size(self, i: int, band: int, least: int, useful: float) -> "_Sized":
+        known, policy = self.sized.get((i, band, least)), self.policies[i]
+        if known is None or (not known.parts and known.peak <= useful):
+            handed_on = self.streamed and can_stream(policy.graph)
+            known = _Sized(policy.graph, policy.segments, band, least, self.once, useful, handed_on)
+            self.sized[i, band, least] = known
+        return known
 
-    def _held(self, i: int) -> int:
+    def _held(self, policy: _Policy) -> int:
         """Bytes of what is held between segments, if every map that can be is laid over another."""
-        graph, segments, _ = self.policies[i]
-        most, held, outputs = 0, {}, set(graph.outputs)
-        for segment in segments:
+        most, held, outputs = 0, {}, set(policy.graph.outputs)
+        for segment in policy.segments:
             held.update((n.output, n.output.bytes) for n in segment.before)
             held.update((v, v.bytes) for v in segment.whole if not (self.streamed and v in outputs))
             held.update((n.output, n.operator.state_bytes) for n in segment.summaries)
@@ -330,18 +334,34 @@ class _Sized:
     """A candidate with its passes and bytes."""
 
     def __init__(
-        self, graph: Graph, segments: list[Segment], band: int, least: int, once: int, streamed: bool
+        self,
+        graph: Graph,
+        segments: list[Segment],
+        band: int,
+        least: int,
+        once: int,
+        useful: float,
+        streamed: bool = False,
     ) -> None:
-        """``once``: products of the network where nothing is made twice."""
+        """``once``: products of the network where nothing is made twice.
+
+        ``useful``: a larger peak is not looked at in full: `peak` then is some number above it, and `parts` is empty.
+        """
         self.graph, self.band, self.least, self.streamed = graph, band, least, streamed
         self.handed_on = set(graph.outputs) if streamed else set()
-        self.passes = [schedule(s, band, least) for s in segments]
+        self.parts: dict[str, int] = {}
         weights = sum(n.weight_bytes for n in graph.nodes)
         self._backend = BACKEND + int(LOST * weights)
+        self.passes: list[Pass] = []
+        for segment in segments:
+            self.passes.append(schedule(segment, self.band, least))
+            # Maps that are made again, and from low bands, come to orders longer than all that they save.
+            self.peak = self._backend + weights + STEP * sum(len(p.steps) for p in self.passes)
+            if self.peak > useful:
+                return
         outputs = set(graph.outputs)
         held: dict[Value, int] = {}
         self.peak = 0
-        self.parts: dict[str, int] = {}
         for p in self.passes:
             overlay(p)
             for node in p.segment.before:
@@ -355,7 +375,7 @@ class _Sized:
             for node in p.segment.summaries:
                 held[node.output] = max(node.output.bytes, node.operator.state_bytes)
             here = dict(zip(BUFFERS, (p.line_bytes, p.peak), strict=False))
-            if streamed:
+            if self.streamed:
                 # The rows that are kept, a copy where they move, one band as it is read and one as it is handed on.
                 rows = 2 * window(p, graph.input).capacity + 2 * self.band
                 here["input's rows"] = graph.input.bytes_of(min(rows, 2 * graph.input.rows))

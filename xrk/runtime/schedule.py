@@ -23,8 +23,8 @@ class Store:
             to its beginning when it is full; "ring": the same, written round and round, for rows that are kept long;
             "whole": all rows.
         border: rows of zeros above row 0 and below the last.
-        settled: a line's kept rows move to its beginning for every step, full or not.
         over: the map of an earlier segment in whose memory all rows lie (see `overlays`).
+        settled: a line's kept rows move to its beginning for every step, full or not.
     """
 
     value: Value
@@ -32,8 +32,8 @@ class Store:
     capacity: int = 0
     border: int = 0
     index: int = -1
-    settled: bool = False
     over: Value | None = None
+    settled: bool = False
 
     @property
     def bytes(self) -> int:
