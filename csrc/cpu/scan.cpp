@@ -136,6 +136,36 @@ const char* image_at(const Map& x, std::int64_t image_values, std::int64_t i) {
   return static_cast<const char*>(x.values) + i * image_values * static_cast<std::int64_t>(storage_bytes[x.storage]);
 }
 
+// work(walk, image, line, channel) for every line of direction k (numbered through all images) and every block of
+// `together` channels, in any order on the threads; the walk has a state and a sum of its thread's own.
+template <typename T, typename Work>
+void for_lines(const Map& x, const Ss2dWeights<T>& w, int k, std::int64_t together, std::size_t threads,
+               const Work& work) {
+  const Prepared<T> p = prepare(w, k);
+  const Way way = way_of(k, x.height, x.width);
+  const std::int64_t blocks = (p.padded + together - 1) / together;
+  std::vector<T> rows;
+  for (std::int64_t i = 0; i < x.batch; ++i) {
+    const char* values = image_at(x, x.height * x.width * w.channels, i);
+    in_projected_lines(values, x.storage, w, p, way, rows, threads,
+                       [&](std::int64_t first, std::int64_t last, const T* projected) {
+      const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
+      share((last - first) * blocks, cost, threads, [&](std::int64_t from, std::int64_t to) {
+        std::vector<T> state(static_cast<std::size_t>(w.states * p.padded));
+        std::vector<T> sum(static_cast<std::size_t>(p.padded));
+        Walk<T> walk = start_walk(w, p, x.storage, values);
+        walk.state = state.data();
+        walk.delta_sum = sum.data();
+        for (std::int64_t task = from; task < to; ++task) {
+          const std::int64_t line = first + task / blocks;
+          aim(walk, line_of(way, line), projected + (line - first) * way.steps * p.outputs);
+          work(walk, i, i * way.lines + line, task % blocks * together);
+        }
+      });
+    });
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -182,73 +212,36 @@ void selective_scan_2d(const Map& x, const Ss2dWeights<T>& w, void* y, std::size
 
 template <typename T>
 void summarise_lines(const Map& x, const Ss2dWeights<T>& w, int direction, T* sums, T* ends, std::size_t threads) {
-  const std::int64_t image = x.height * x.width * w.channels;
   const ScanKernels<T>& kernel = kernels<T>();
-  const Prepared<T> p = prepare(w, direction);
-  const Way way = way_of(direction, x.height, x.width);
-  std::vector<T> rows;
-  for (std::int64_t i = 0; i < x.batch; ++i) {
-    const char* values = image_at(x, image, i);
-    in_projected_lines(values, x.storage, w, p, way, rows, threads,
-                       [&](std::int64_t first, std::int64_t last, const T* projected) {
-      const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
-      const std::int64_t vectors = p.padded / kernel.lanes;
-      share((last - first) * vectors, cost, threads, [&](std::int64_t from, std::int64_t to) {
-        std::vector<T> state(static_cast<std::size_t>(w.states * p.padded));
-        std::vector<T> sum(static_cast<std::size_t>(p.padded));
-        Walk<T> walk = start_walk(w, p, x.storage, values);
-        walk.state = state.data();
-        walk.delta_sum = sum.data();
-        for (std::int64_t task = from; task < to; ++task) {
-          const std::int64_t line = first + task / vectors, c = task % vectors * kernel.lanes;
-          aim(walk, line_of(way, line), projected + (line - first) * way.steps * p.outputs);
-          kernel.summarise(walk, c, c + kernel.lanes);
-          for (std::int64_t d = c; d < std::min(c + kernel.lanes, w.channels); ++d) {
-            const std::int64_t at = (i * way.lines + line) * w.channels + d;
-            sums[at] = sum[d];
-            for (std::int64_t n = 0; n < w.states; ++n) ends[at * w.states + n] = state[n * p.padded + d];
-          }
-        }
-      });
-    });
-  }
+  const auto summarise = [&](Walk<T>& walk, std::int64_t, std::int64_t line, std::int64_t c) {
+    kernel.summarise(walk, c, c + kernel.lanes);
+    for (std::int64_t d = c; d < std::min(c + kernel.lanes, w.channels); ++d) {
+      const std::int64_t at = line * w.channels + d;
+      sums[at] = walk.delta_sum[d];
+      for (std::int64_t n = 0; n < w.states; ++n) ends[at * w.states + n] = walk.state[n * walk.padded + d];
+    }
+  };
+  for_lines(x, w, direction, kernel.lanes, threads, summarise);
 }
 
 template <typename T>
 void scan_lines(const Map& x, const Ss2dWeights<T>& w, int direction, T* states, T* y, std::size_t threads) {
   const std::int64_t image = x.height * x.width * w.channels;
   const ScanKernels<T>& kernel = kernels<T>();
-  const Prepared<T> p = prepare(w, direction);
-  const Way way = way_of(direction, x.height, x.width);
-  std::vector<T> rows;
-  for (std::int64_t i = 0; i < x.batch; ++i) {
-    const char* values = image_at(x, image, i);
-    in_projected_lines(values, x.storage, w, p, way, rows, threads,
-                       [&](std::int64_t first, std::int64_t last, const T* projected) {
-      const std::int64_t cost = (last - first) * way.steps * w.channels * (w.states + 2);
-      const std::int64_t groups = (p.padded + kernel.group - 1) / kernel.group;
-      share((last - first) * groups, cost, threads, [&](std::int64_t from, std::int64_t to) {
-        std::vector<T> state(static_cast<std::size_t>(w.states * p.padded));
-        Walk<T> walk = start_walk(w, p, x.storage, values);
-        walk.y = y + i * image;
-        walk.put = Put::add;
-        walk.state = state.data();
-        for (std::int64_t task = from; task < to; ++task) {
-          const std::int64_t line = first + task / groups, c = task % groups * kernel.group;
-          const std::int64_t end = std::min(c + kernel.group, p.padded);
-          T* own = states + (i * way.lines + line) * w.channels * w.states;
-          for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
-            for (std::int64_t n = 0; n < w.states; ++n) state[n * p.padded + d] = own[d * w.states + n];
-          }
-          aim(walk, line_of(way, line), projected + (line - first) * way.steps * p.outputs);
-          kernel.walk(walk, c, end);
-          for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
-            for (std::int64_t n = 0; n < w.states; ++n) own[d * w.states + n] = state[n * p.padded + d];
-          }
-        }
-      });
-    });
-  }
+  const auto scan = [&](Walk<T>& walk, std::int64_t i, std::int64_t line, std::int64_t c) {
+    const std::int64_t end = std::min(c + kernel.group, walk.padded);
+    T* own = states + line * w.channels * w.states;
+    for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
+      for (std::int64_t n = 0; n < w.states; ++n) walk.state[n * walk.padded + d] = own[d * w.states + n];
+    }
+    walk.y = y + i * image;
+    walk.put = Put::add;
+    kernel.walk(walk, c, end);
+    for (std::int64_t d = c; d < std::min(end, w.channels); ++d) {
+      for (std::int64_t n = 0; n < w.states; ++n) own[d * w.states + n] = walk.state[n * walk.padded + d];
+    }
+  };
+  for_lines(x, w, direction, kernel.group, threads, scan);
 }
 
 template <typename T>

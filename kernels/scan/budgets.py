@@ -72,7 +72,9 @@ def _lines() -> Iterator[ScanCase]:
             config = walk_configuration(channels, states)
             warps = config.pop("num_warps")
             lane = config["WIDTH"] * config["BLOCKS"] // 32
-            constants = {"D": channels, "R": channels // 32, "N": states, "BITS": bits, "BFLOAT": bfloat} | config
+            rank = channels // 32
+            constants = {"D": channels, "R": rank, "N": states, "BITS": bits, "BFLOAT": bfloat} | config
+            constants["PITCH"] = 4 * -(-(rank + 2 * states) * bits // 64)
             if channels == 192:
                 # What the launcher finds along rows: a stride of 1 becomes a constant.
                 constants["step_stride"] = 1

@@ -19,6 +19,11 @@ BACK = {"steps": 64, "programs": 1056, "values": 512, "channels": 64, "num_warps
 PROGRAMS = 2048
 SHORTEST_PIECE = 32
 
+# Bands of rows that SS2D goes through where a map has more values than that: more bands save little memory, and each is
+# some forty launches.
+BANDS = 4
+BANDED_VALUES = 2**24
+
 
 def walk_configuration(channels: int, states: int) -> dict[str, int]:
     """The walk along lines for this many channels and states (1 to 64): BLOCKS of WIDTH channels a program, one warp.
@@ -39,3 +44,13 @@ def piece_length(length: int, others: int) -> int:
     """How many steps of a sequence one program walks, where `others` programs walk beside each other anyway."""
     pieces = max(1, min(PROGRAMS // others, length // SHORTEST_PIECE))
     return -(-length // pieces)
+
+
+def bands_of(shape: tuple[int, ...], states: int) -> tuple[int, int]:
+    """Rows of a band of maps (B, H, W, D), and lines that each of its rows is cut into, so that there are PROGRAMS."""
+    batch, height, width, channels = shape
+    rows = height if batch * height * width * channels <= BANDED_VALUES else -(-height // BANDS)
+    config = walk_configuration(channels, states)
+    programs = batch * rows * -(-channels // (config["WIDTH"] * config["BLOCKS"]))
+    cuts = [n for n in range(1, max(1, width // SHORTEST_PIECE) + 1) if width % n == 0]
+    return rows, next((n for n in cuts if n * programs >= PROGRAMS), cuts[-1])

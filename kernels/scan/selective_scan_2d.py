@@ -59,6 +59,7 @@ def selective_scan_2d(
     Raises TypeError for another kind or dtype, ValueError for another shape, stride or device.
     Liu et al. 2024, VMamba, arXiv 2401.10166, section 4; Guo et al. 2024, MambaIR, arXiv 2402.15648, section 3.3.
     """
+    check_tensor(Ds, "Ds")
     _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     return torch.ops.xrk.selective_scan_2d(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
 
@@ -139,6 +140,7 @@ def carry_lines(
     Raises TypeError for another kind or dtype, ValueError for another shape, device or direction.
     """
     check_map(sums, "sums", "B lines D")
+    check_tensor(ends, "ends")
     check_tensor(A_logs, "A_logs")
     channels = sums.shape[2]
     if A_logs.ndim != 2 or A_logs.shape[0] != 4 * channels:
@@ -177,6 +179,7 @@ def scan_lines(
     Returns the state at the end of every line, (B, lines, D, N): for a column, the start of its part in the next band.
     Raises as `summarise_lines`.
     """
+    check_tensor(Ds, "Ds")
     _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     check_choice(direction, "direction", (0, 1, 2, 3))
     dtype = compute_dtype(x.dtype)
@@ -237,7 +240,8 @@ def _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds) -> None
     check_map(x, "x", "B H W D")
     check_contiguous_last(x, "x")
     channels = x.shape[3]
-    for tensor, name in ((dt_projs_weight, "dt_projs_weight"), (A_logs, "A_logs")):
+    given = [(x_proj_weight, "x_proj_weight"), (dt_projs_weight, "dt_projs_weight"), (dt_projs_bias, "dt_projs_bias")]
+    for tensor, name in (*given, (A_logs, "A_logs")):
         check_tensor(tensor, name)
     if dt_projs_weight.ndim != 3:
         raise ValueError(f"dt_projs_weight has shape {tuple(dt_projs_weight.shape)}; expected (4, {channels}, R)")

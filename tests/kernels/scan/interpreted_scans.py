@@ -31,9 +31,12 @@ def check(actual, expected, dtype, what):
 
 
 def image():
-    cases = [((1, 1, 1, 1, 1, 1), torch.float32), ((2, 2, 3, 5, 2, 1), torch.float32)]
-    cases += [((1, 1, 2, 97, 1, 7), torch.float16), ((1, 2, 1, 3, 5, 2), torch.bfloat16)]
-    for shape, dtype in cases:
+    cases = [((1, 1, 1, 1, 1, 1), torch.float32, 9), ((2, 2, 3, 5, 2, 1), torch.float32, 99)]
+    cases += [((1, 1, 2, 97, 1, 7), torch.float16, 999), ((1, 2, 1, 3, 5, 2), torch.bfloat16, 99)]
+    # In bands of two rows and a last one of one, the rows in halves.
+    cases += [((1, 7, 4, 3, 1, 1), torch.float32, 0), ((2, 5, 4, 2, 2, 1), torch.float16, 0)]
+    launch.SHORTEST_PIECE = 2
+    for shape, dtype, launch.BANDED_VALUES in cases:
         inputs = _make(*shape)
         expected = reference.selective_scan_2d_reference(*inputs)
         x, *weights = (tensor.float() for tensor in inputs)

@@ -214,6 +214,9 @@ BAD = {
     "dtype of x": (0, lambda t: t.int(), TypeError, "x has dtype int32"),
     "no pixel": (0, lambda t: t[:, :0], ValueError, "expected at least 1"),
     "no tensor": (0, lambda t: t.numpy(), TypeError, "x is a ndarray"),
+    "no weight": (1, lambda t: None, TypeError, "x_proj_weight is a NoneType; expected a torch tensor"),
+    "no bias": (3, lambda t: None, TypeError, "dt_projs_bias is a NoneType; expected a torch tensor"),
+    "no skip": (5, lambda t: None, TypeError, "Ds is a NoneType; expected a torch tensor"),
     "strides of x": (0, lambda t: t.transpose(2, 3).contiguous().transpose(2, 3), ValueError, "last dimension contig"),
     "x_proj_weight": (1, lambda t: t[:, :-1], ValueError, r"x_proj_weight has shape \(4, 4, 5\); expected \(4, 5, 5\)"),
     "rank of dt": (2, lambda t: t[..., :0], ValueError, "R 1 to 256"),
@@ -244,5 +247,7 @@ def test_bad_phases_are_named(make_ss2d):
         kernels.scan_lines(x, *weights, 0, starts[:, 1:], torch.zeros_like(x))
     with pytest.raises(TypeError, match=r"out has dtype torch.float64; expected torch.float32"):
         kernels.scan_lines(x, *weights, 0, starts, torch.zeros_like(x).double())
+    with pytest.raises(TypeError, match="ends is a NoneType"):
+        kernels.carry_lines(torch.zeros(1, 3, 5), None, weights[3], 0)
     with pytest.raises(ValueError, match="A_logs has shape"):
         kernels.carry_lines(torch.zeros(1, 3, 5), starts, weights[3][1:], 0)

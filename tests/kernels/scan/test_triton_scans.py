@@ -34,3 +34,19 @@ def test_a_sequence_is_cut_where_programs_are_few(length, others):
     piece = launch.piece_length(length, others)
     pieces = -(-length // piece)
     assert 1 <= piece <= length and (pieces == 1 or (piece >= launch.SHORTEST_PIECE and pieces * others <= 2048))
+
+
+@pytest.mark.parametrize(
+    ("shape", "bands", "segments"),
+    [
+        ((1, 1, 1, 1), 1, 1),
+        ((1, 300, 1, 96), 1, 1),
+        ((8, 64, 64, 96), 1, 2),  # 2 lines of each of 512 rows: a line has 32 steps at least
+        ((1, 1024, 1024, 96), 4, 8),
+        ((1, 4096, 4096, 192), 4, 1),  # two programs a line
+        ((1, 2047, 4093, 96), 4, 1),  # a prime width is not cut
+    ],
+)
+def test_large_maps_are_taken_in_bands_and_rows_are_cut_where_they_are_few(shape, bands, segments):
+    rows, cut = launch.bands_of(shape, 16)
+    assert (-(-shape[1] // rows), cut) == (bands, segments)
