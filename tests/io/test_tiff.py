@@ -256,8 +256,8 @@ def test_codecs_that_need_the_extra(tmp_path, rng, monkeypatch):
     with pytest.raises(ImageFileError, match=r"zstd needs"):
         io.write(tmp_path / "out.tif", array, compression="zstd")
     path = save(tmp_path / "in.tif", array)
-    patch_tag(path, 259, 5)
-    with pytest.raises(ImageFileError, match=r"cannot be read: lzw needs the package imagecodecs"):
+    patch_tag(path, 259, 34712)  # JPEG 2000, which xrk does not read by itself
+    with pytest.raises(ImageFileError, match=r"cannot be read: JPEG2000 needs the package imagecodecs"):
         io.read(path)
 
 
