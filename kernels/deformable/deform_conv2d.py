@@ -14,7 +14,11 @@ from xrk.kernels.arguments import (
     compute_dtype,
 )
 
-dispatch.register("deform_conv2d", cpu=dispatch.Native("deform_conv2d"), cuda=None)
+dispatch.register(
+    "deform_conv2d",
+    cpu=dispatch.Native("deform_conv2d"),
+    cuda=dispatch.Triton("xrk.kernels.deformable.triton_deform_conv2d"),
+)
 
 # Positions are counted from the tap's own place, in whole pixels and a rest, so that they are as exact at the far end
 # of a map as at its beginning, and a band of rows gives the whole map's bits. Further than this is outside any map.
@@ -67,7 +71,9 @@ class _Corner(NamedTuple):
     right: torch.Tensor
 
 
-def _corners(offset: torch.Tensor, tap: int, where: tuple[int, int], size: tuple[int, int], stride: int):
+def _corners(
+    offset: torch.Tensor, tap: int, where: tuple[int, int], size: tuple[int, int], stride: int
+) -> Iterator[_Corner]:
     """The four corners of one tap at all outputs. offset: (B, G, K, 2, Ho, Wo); where: the tap at output (0, 0)."""
     firsts, rests = [], []
     for axis in range(2):
@@ -198,6 +204,10 @@ def _deform_conv2d(
         return deform_conv2d_reference(x, offset, weight, bias, mask, stride, padding, dilation)
     out = _empty(x, offset, weight)
     dtype = compute_dtype(x.dtype)
+    if path == "triton":
+        offset, mask = (None if t is None else _together(t) for t in (offset, mask))
+        code.deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation, out)
+        return out
     offset, mask = (None if t is None else _together(t.to(dtype)) for t in (offset, mask))
     weight = weight.to(dtype).contiguous()
     bias = None if bias is None else bias.to(dtype).contiguous()
