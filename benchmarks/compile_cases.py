@@ -11,6 +11,7 @@ import triton.language as tl
 from xrk.kernels import launch
 from xrk.kernels.convolution import triton_conv2d
 from xrk.kernels.convolution.triton_depthwise_conv2d import depthwise_conv2d_kernel
+from xrk.kernels.deformable.triton_deform_conv2d import deform_conv2d_kernel
 from xrk.kernels.normalization import triton_group_norm
 from xrk.kernels.normalization.triton_layer_norm import layer_norm_kernel
 from xrk.kernels.wavelet import triton_wavelet2d
@@ -48,6 +49,7 @@ def cases() -> Iterator[Case]:
         yield from group_norm(dtype)
         yield from conv2d(dtype)
         yield from conv2d_pair(dtype)
+        yield from deform_conv2d(dtype)
     types = {"parts": "*fp32", "state": "*fp64", "chunks": "i32", "groups": "i32"}
     for per_group in (1, 6):
         constants = {"PER_GROUP": per_group, "BLOCK": launch.GROUP_NORM["merged"]}
@@ -140,6 +142,25 @@ def conv2d_pair(dtype: str) -> Iterator[Case]:
         warps = launch.conv2d_pair_warps(channels, channels)
         case = Case(name, triton_conv2d.conv2d_pair_kernel, types, constants, warps)
         case.num_stages, case.required, case.resident_warps = 1, ("LDG.128", "STG.128", "MMA", "BAR"), 12
+        yield case
+
+
+def deform_conv2d(dtype: str) -> Iterator[Case]:
+    """EDVR-STF's, whose eight groups of 16 channels have offsets of their own; and with one offset for all."""
+    for channels, moved in ((128, 16), (64, 64)):
+        types = {name: f"*{dtype}" for name in ("x", "offset", "mask", "weight", "bias", "out")}
+        types |= dict.fromkeys(("pixels", "H", "W", "C", "HO", "WO"), "i32")
+        strides = [f"{name}_{axis}" for name in ("offset", "mask") for axis in ("image", "row", "pixel")]
+        types |= dict.fromkeys(strides, "i32")
+        constants = {"STRIDE": 1, "PADDING": 1, "DILATION": 1, "KW": 3, "TAPS": 9, "OUT": channels}
+        constants |= {"INPUTS": channels, "MOVED": moved, "GROUPS": 1}
+        constants |= {"HAS_MASK": True, "HAS_BIAS": True, "OPERAND": OPERANDS.get(dtype, tl.float32)}
+        constants |= launch.deform_blocks(channels, moved, channels)
+        name = f"deform_conv2d C{channels} in {channels // moved} groups {dtype}"
+        case = Case(name, deform_conv2d_kernel, types, constants, launch.DEFORM["num_warps"], ("C",))
+        # A thread gathers four values: in half precision only the weights of many outputs come 128 bits wide.
+        wide = ("LDG.128",) * (channels == 128 or dtype == "fp32")
+        case.num_stages, case.required = 1, wide + ("STG.128",) + ("MMA",) * (dtype in OPERANDS)
         yield case
 
 

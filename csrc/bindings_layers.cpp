@@ -1,11 +1,14 @@
 // The layers' functions of xrk._native, on raw addresses: xrk.kernels has checked its tensors, whose dtypes numpy does
 // not all know (bfloat16), before it calls them.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <string>
 
+#include "cpu/deform.h"
 #include "cpu/layers.h"
 #include "cpu/wavelet.h"
 
@@ -149,6 +152,55 @@ void synthesise(std::uintptr_t x, std::uintptr_t out, std::uintptr_t low, std::u
   wavelet<cpu::wavelet_synthesise>(x, out, low, high, taps, images, height, width, dtype, threads);
 }
 
+cpu::PixelStrides pixel_strides(const std::array<std::ptrdiff_t, 3>& strides) {
+  return {strides[0], strides[1], strides[2]};
+}
+
+std::size_t divisor(std::size_t value, const char* name, std::size_t number) {
+  if (value == 0 || number % value != 0) {
+    throw py::value_error(std::string(name) + " is " + std::to_string(value) + "; expected a divisor of " +
+                          std::to_string(number));
+  }
+  return value;
+}
+
+void deform_conv2d(std::uintptr_t x, std::uintptr_t offset, std::uintptr_t mask, std::uintptr_t weight,
+                   std::uintptr_t bias, std::uintptr_t out, std::size_t images, std::size_t height, std::size_t width,
+                   std::size_t channels, std::size_t out_height, std::size_t out_width, std::size_t outputs,
+                   const std::array<std::size_t, 2>& kernel, std::size_t groups, std::size_t deformable_groups,
+                   const std::array<std::ptrdiff_t, 3>& offset_strides,
+                   const std::array<std::ptrdiff_t, 3>& mask_strides, std::size_t stride, std::size_t padding,
+                   std::size_t dilation, const std::string& dtype, std::size_t threads) {
+  const cpu::Storage storage = storage_of(dtype);
+  positive(channels, "channels");
+  positive(outputs, "outputs");
+  divisor(groups, "groups", outputs);
+  const cpu::DeformTask task{needed(x, "x"),
+                             needed(offset, "offset"),
+                             optional(mask),
+                             needed(weight, "weight"),
+                             optional(bias),
+                             needed(out, "out"),
+                             images,
+                             positive(height, "height"),
+                             positive(width, "width"),
+                             channels,
+                             positive(out_height, "out_height"),
+                             positive(out_width, "out_width"),
+                             outputs,
+                             positive(kernel[0], "kernel height"),
+                             positive(kernel[1], "kernel width"),
+                             divisor(groups, "groups", channels),
+                             divisor(deformable_groups, "deformable_groups", channels),
+                             pixel_strides(offset_strides),
+                             pixel_strides(mask_strides),
+                             static_cast<std::ptrdiff_t>(positive(stride, "stride")),
+                             static_cast<std::ptrdiff_t>(padding),
+                             static_cast<std::ptrdiff_t>(positive(dilation, "dilation"))};
+  positive(threads, "threads");
+  run([&] { return cpu::deform_conv2d(task, storage, threads); });
+}
+
 }  // namespace
 
 void bind_layers(py::module_& m) {
@@ -182,4 +234,14 @@ void bind_layers(py::module_& m) {
         py::arg("taps"), py::arg("images"), py::arg("height"), py::arg("width"), py::arg("dtype"), py::arg("threads"),
         "xrk.kernels.wavelet2d_inverse on addresses. x: (images, 4, height, width), out: (images, 2 height - taps + 2,\n"
         "2 width - taps + 2), both of `dtype`, float32 or float64. low, high: `taps` values of float64, the analysis's.");
+  m.def("deform_conv2d", &deform_conv2d, py::arg("x"), py::arg("offset"), py::arg("mask"), py::arg("weight"),
+        py::arg("bias"), py::arg("out"), py::arg("images"), py::arg("height"), py::arg("width"), py::arg("channels"),
+        py::arg("out_height"), py::arg("out_width"), py::arg("outputs"), py::arg("kernel"), py::arg("groups"),
+        py::arg("deformable_groups"), py::arg("offset_strides"), py::arg("mask_strides"), py::arg("stride"),
+        py::arg("padding"), py::arg("dilation"), py::arg("dtype"), py::arg("threads"),
+        "xrk.kernels.deform_conv2d on addresses. x: (images, height, width, channels), out: (images, out_height,\n"
+        "out_width, outputs), both of `dtype`. offset: for every output pixel (deformable_groups, taps, 2) values, mask:\n"
+        "(deformable_groups, taps), their images, rows and pixels the strides (in values) apart; weight: (outputs,\n"
+        "channels / groups, *kernel); bias: (outputs); all four of float32 (float64 for float64). mask and bias may be 0:\n"
+        "none.");
 }

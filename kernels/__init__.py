@@ -4,6 +4,7 @@ The folder lies beside ``xrk/`` in the source tree and is mapped into the packag
 """
 
 from .convolution import conv2d, conv2d_pair, depthwise_conv2d, fold_batch_norm
+from .deformable import deform_conv2d
 from .normalization import group_norm, group_norm_apply, group_norm_merge, group_norm_summarise, layer_norm
 from .scan import backward as _backward  # noqa: F401  registers the scans' gradients
 from .scan.selective_scan import selective_scan
@@ -14,6 +15,7 @@ __all__ = [
     "carry_lines",
     "conv2d",
     "conv2d_pair",
+    "deform_conv2d",
     "depthwise_conv2d",
     "fold_batch_norm",
     "group_norm",

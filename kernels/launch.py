@@ -3,6 +3,8 @@
 The scans' are in `xrk.kernels.scan.launch`.
 """
 
+import math
+
 # values: how many one program holds at most, a power of 2; the channels of a pixel are never split.
 LAYER_NORM = {"values": 2048, "num_warps": 4}
 
@@ -25,6 +27,10 @@ CONV2D_PAIR = {"BLOCK_H": 16, "BLOCK_W": 16, "PIXELS": 128, "programs": 528, "va
 
 # Values of one output map that a program makes along one axis; each thread makes several.
 WAVELET = {"block": 512, "num_warps": 4}
+
+# Pixels of one program of deform_conv2d, outputs at most, and channels at a time, powers of 2. With more channels at a
+# time the four pixels around each position take the registers that the sums need.
+DEFORM = {"pixels": 64, "outputs": 128, "channels": 16, "num_warps": 8}
 
 # Where Triton convolves on CUDA (1x1 and 3x3 of stride 1 that keep the map's size), and cuDNN through torch elsewhere:
 # from and to how many channels, and where that is known from. By the bandwidth model, 3x3 of C to C channels in float16
@@ -100,6 +106,22 @@ def conv2d_pair_warps(between: int, outputs: int) -> int:
     """Warps of one program, for the wider of its two products."""
     most = max(conv2d_blocks(between, n)["BLOCK_O"] for n in (between, outputs))
     return min(CONV2D_PAIR["warps"], CONV2D_PAIR["PIXELS"] * most // CONV2D_PAIR["values"])
+
+
+def deform_blocks(inputs: int, moved: int, outputs: int) -> dict[str, int]:
+    """Of one program of deform_conv2d: pixels, outputs, and channels, of RUN that one offset and one group of weights
+    share.
+
+    inputs and outputs: channels of a group; moved: channels of a deformable group.
+    """
+    block_c = DEFORM["channels"]
+    shared = math.gcd(inputs, moved)
+    return {
+        "RUN": block_c if shared % block_c == 0 else shared,
+        "BLOCK_P": DEFORM["pixels"],
+        "BLOCK_O": min(DEFORM["outputs"], max(16, power_of_2(outputs))),
+        "BLOCK_C": block_c,
+    }
 
 
 def conv2d_blocks(inputs: int, outputs: int) -> dict[str, int]:

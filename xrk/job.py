@@ -14,6 +14,7 @@ import xrk
 from xrk import arrays, io, loading, radiograph
 from xrk.bands import Frames, InOrder, Pixels
 from xrk.errors import InputError, InputTypeError
+from xrk.models import VIDEO
 from xrk.network import Domain, Network, make_domain
 from xrk.noise import NoiseModel, estimate_noise
 from xrk.noise_line import OnDemand
@@ -90,6 +91,11 @@ def _model(model: Any) -> loading.Model:
     if not isinstance(model, loading.Model):
         raise InputTypeError(
             f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, or what xrk.load gave."
+        )
+    if model.card.architecture in VIDEO:
+        raise InputError(
+            f"{model.card.name} ({model.card.architecture}) is a network for video, low-resolution frames and "
+            "high-resolution key frames in (xrk.fuse_video); expected a network for single images."
         )
     if model.card.output_scale > 1:
         raise InputError(

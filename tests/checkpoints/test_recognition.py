@@ -82,6 +82,36 @@ configurations = st.one_of(
             ).map(lambda last: {**sizes, "head": last[0], "scale": last[1]})
         ),
     ),
+    st.tuples(
+        st.just("edvr-stf"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([4, 6, 16]),
+                "lr_frames": st.sampled_from([1, 3, 5]),
+                "deformable_groups": st.sampled_from([1, 2]),
+                "extraction_blocks": st.integers(1, 3),
+                "reconstruction_blocks": st.integers(1, 3),
+                "tail": st.sampled_from([2, 5]),
+            }
+        ),
+    ),
+    st.tuples(
+        st.just("swin-stf"),
+        st.fixed_dictionaries(
+            {
+                "in_channels": st.sampled_from([1, 3]),
+                "width": st.sampled_from([4, 8]),
+                "window": st.sampled_from([[5, 8, 8], [5, 4, 4], [7, 3, 3]]),
+                "heads": st.sampled_from([1, 2]),
+                "depths": st.lists(st.integers(1, 3), min_size=2, max_size=3),
+                "hidden": st.sampled_from([5, 8]),
+                "tail": st.sampled_from([2, 5]),
+                "features": st.sampled_from([None, 4, 6]),
+                "align": st.booleans(),
+            }
+        ).map(lambda c: c | {"lr_frames": c["window"][0] - 2}),
+    ),
 )
 
 
@@ -166,7 +196,7 @@ def test_counters_may_be_absent():
     assert recognise({k: t for k, t in full.items() if "num_batches" not in k}) == recognise(full)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18-unet", "dncnn", "lxie-net", "mambair"])
+@pytest.mark.parametrize("architecture", ["resnet18-unet", "dncnn", "lxie-net", "mambair", "edvr-stf", "swin-stf"])
 def test_absurd_sizes_are_no_network(architecture):
     state = meta_state(architecture, {})
     first = next(iter(state))

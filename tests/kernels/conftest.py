@@ -19,6 +19,7 @@ from xrk.kernels.arguments import compute_dtype
 from xrk.kernels.convolution.conv2d import conv2d_reference
 from xrk.kernels.convolution.conv2d_pair import conv2d_pair_reference
 from xrk.kernels.convolution.depthwise_conv2d import depthwise_conv2d_reference
+from xrk.kernels.deformable.deform_conv2d import deform_conv2d_reference
 from xrk.kernels.normalization.group_norm import group_norm_apply_reference, group_norm_summarise_reference
 from xrk.kernels.normalization.layer_norm import layer_norm_reference
 from xrk.kernels.scan import reference
@@ -121,6 +122,18 @@ def _make(device="cpu", dtype=torch.float32, height=6, width=7, channels=20, see
             depthwise_conv2d_reference,
             {"x": image(), "weight": normal(channels, 1, 3, 3), "bias": normal(channels)},
             {"activation": "silu"},
+        ),
+        "deform_conv2d": Call(
+            kernels.deform_conv2d,
+            deform_conv2d_reference,
+            {
+                "x": image(),
+                "offset": 2 * image(4 * 18),
+                "weight": normal(8, channels, 3, 3) / 9,
+                "bias": normal(8),
+                "mask": image(4 * 9),
+            },
+            {"padding": 1},
         ),
         "wavelet2d": Call(kernels.wavelet2d, wavelet2d_reference, {"x": normal(2, height, width)}, {"wavelet": "db4"}),
         "wavelet2d_inverse": Call(

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from xrk.kernels import launch
 from xrk.kernels.convolution import triton_conv2d, triton_depthwise_conv2d
+from xrk.kernels.deformable import triton_deform_conv2d
+from xrk.kernels.deformable.deform_conv2d import deform_conv2d_reference
 from xrk.kernels.normalization import triton_group_norm, triton_layer_norm
 from xrk.kernels.normalization.group_norm import group_norm_summarise_reference
 from xrk.kernels.wavelet import triton_wavelet2d
@@ -166,6 +168,31 @@ def conv2d_pair():
             check(out, exact_epilogue(expected, residual, "leaky_relu", with_residual), f"conv2d_pair {dtype}")
 
 
+def deform_conv2d():
+    # x, outputs, groups, deformable groups, kernel, stride, padding, dilation
+    cases = [((2, 6, 7, 5), 17, 1, 2, (2, 3), 1, 1, 1), ((1, 40, 9, 11), 6, 2, 1, (2, 2), 2, 1, 2)]
+    cases += [((1, 32, 3, 4), 5, 1, 1, (1, 2), 1, 0, 1)]
+    for dtype in TOLERANCE:
+        for shape, outputs, groups, moved, kernel, stride, padding, dilation in cases:
+            taps = kernel[0] * kernel[1]
+            height, width = (
+                (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(shape[2:], kernel, strict=True)
+            )
+            x, weight = map_of(shape, dtype), weights((outputs, shape[1] // groups, *kernel), dtype)
+            both = map_of((shape[0], 3 * moved * taps, height, width), torch.float32)
+            both[0, 0, 0, 0], both[0, 1, 1, 0] = 1e30, -torch.inf
+            offset, mask = both[:, : 2 * moved * taps], both[:, 2 * moved * taps :]
+            numbers = (stride, padding, dilation)
+            for b, m in ((normal(outputs, dtype), mask), (None, None)):
+                out = torch.full_like(map_of((shape[0], outputs, height, width), dtype), torch.nan)
+                triton_deform_conv2d.deform_conv2d(x, offset, m, weight, b, *numbers, out)
+                doubles = (None if t is None else t.double() for t in (x, offset, weight, b, m))
+                check(out, deform_conv2d_reference(*doubles, *numbers), f"deform_conv2d {shape}, {dtype}")
+    offset[0, 0, 2, 0] = torch.nan
+    triton_deform_conv2d.deform_conv2d(x, offset, None, weight, None, *numbers, out)
+    assert out[0, :, 2, 0].isnan().all() and out.isnan().sum() == outputs
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     layer_norm()
@@ -174,4 +201,5 @@ if __name__ == "__main__":
     conv2d()
     conv2d_pair()
     wavelet2d()
+    deform_conv2d()
     print("all equal")

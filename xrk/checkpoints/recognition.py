@@ -15,6 +15,7 @@ from xrk.checkpoints import (
     mambair_unet,
     original_resnet18_unet,
     segmentation_models_pytorch,
+    xfusion,
 )
 from xrk.checkpoints.files import CheckpointFile
 from xrk.checkpoints.fitting import Fit, Format, best_fit, build, same_tensors, shown
@@ -31,6 +32,8 @@ FORMATS: tuple[Format, ...] = (
     keras_blindspot.FORMAT,
     mambair_unet.FORMAT,
     mambair.FORMAT,
+    xfusion.EDVR_FORMAT,
+    xfusion.SWIN_FORMAT,
 )
 
 _CARD_KEY = "xrk_card"

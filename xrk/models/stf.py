@@ -1,0 +1,516 @@
+"""EDVR-STF and Swin-STF: a fast blurred camera and a slow sharp one make one sharp frame (XFusion).
+
+Both see a window of a video: low-resolution frames around the one that is wanted, the middle one, and the
+high-resolution key frames before and after it, four times as large. They give the middle frame at four times its size.
+
+EDVR-STF (Tang et al. 2025, J. Synchrotron Rad. 32, 432, figure 2; after EDVR, Wang et al. 2019, arXiv 1905.02716)::
+
+    LR frames ── conv_first ─────────────────────────────┐
+    HR frames ── conv_first_hi ─ conv1_hi /2 ─ conv2_hi /2 ─┴─ feature_extraction ─ PCD alignment ─ TSA fusion ─┐
+    middle LR frame ── bilinear x4 ──(+)── conv_last ─ conv_hr ─ upconv2 x2 ─ upconv1 x2 ─ reconstruction ──────┘
+
+Swin-STF (Tang et al. 2025, Front. High Perform. Comput., 10.3389/fhpcp.2025.1537080; after Video Swin, Liu et al. 2022,
+arXiv 2106.13230, and SwinIR, Liang et al. 2021, arXiv 2108.10257)::
+
+    as above up to the features ─ (extraction, PCD alignment) ─ (channel_projection) ─┬─ RSTB x n ─ norm ─ conv ─(+)─┐
+                                                                                      └──────────────────────────┘  │
+    middle frame ── conv_last ─ upsample x2 x2 ─ conv_before_upsample ─ middle one of the frames ───────────────────┘
+
+    RSTB   ─┬─ SwinBlock x m ─ conv 3x3 on each frame ─(+)─
+            └───────────────────────────────────────────┘
+
+What lies before the fusion, or before the RSTB, is made of one frame at a time but for the alignment, which sees two.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xrk import kernels
+from xrk.errors import InputError
+from xrk.models.mambair import to_channels_first, to_channels_last
+
+__all__ = ["EDVRSTF", "PCDAlignment", "SwinBlock", "SwinSTF", "TSAFusion"]
+
+_SLOPE = 0.1
+_SCALE = 4
+_HR_FRAMES = 2
+_LEVELS = ("l1", "l2", "l3")  # of the pyramid: at the LR frames' size, a half and a quarter of it
+
+Pyramid = Sequence[Tensor]  # one (B, C, h / 2^n, w / 2^n) for each level
+
+
+def _lrelu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, _SLOPE)
+
+
+def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2)
+
+
+def _up(x: Tensor, scale: int = 2) -> Tensor:
+    return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around an identity, without norms."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, channels)
+        self.conv2 = _conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class DeformableConv(nn.Module):
+    """A modulated deformable convolution (`xrk.kernels.deform_conv2d`) whose offsets and masks another map gives."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.conv_offset = _conv(channels, groups * 3 * 9)
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        # Training begins with taps where they are and halves of their weights.
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor, motion: Tensor) -> Tensor:
+        offset, mask = self.conv_offset(motion).split((self.groups * 18, self.groups * 9), 1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return kernels.deform_conv2d(x, offset, self.weight, self.bias, torch.sigmoid(mask), padding=1)
+
+
+class PCDAlignment(nn.Module):
+    """Moves a frame's features to where the reference has them: pyramid, cascade and deformable convolutions.
+
+    Args:
+        channels: C of the features.  groups: deformable groups.
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        coarser_first = _LEVELS[::-1]
+
+        def table(inputs: dict[str, int]) -> nn.ModuleDict:
+            return nn.ModuleDict({level: _conv(n * channels, channels) for level, n in inputs.items()})
+
+        self.offset_conv1 = table(dict.fromkeys(coarser_first, 2))
+        self.offset_conv2 = table({"l3": 1, "l2": 2, "l1": 2})
+        self.offset_conv3 = table({"l2": 1, "l1": 1})
+        self.dcn_pack = nn.ModuleDict({level: DeformableConv(channels, groups) for level in coarser_first})
+        self.feat_conv = table({"l2": 2, "l1": 2})
+        self.cas_offset_conv1 = _conv(2 * channels, channels)
+        self.cas_offset_conv2 = _conv(channels, channels)
+        self.cas_dcnpack = DeformableConv(channels, groups)
+
+    def forward(self, frame: Pyramid, reference: Pyramid) -> Tensor:
+        """Both pyramids from fine to coarse; returns (B, C, h, w)."""
+        motion = moved = None
+        for level in (2, 1, 0):
+            name = _LEVELS[level]
+            both = torch.cat([frame[level], reference[level]], 1)
+            found = _lrelu(self.offset_conv1[name](both))
+            if motion is None:
+                motion = _lrelu(self.offset_conv2[name](found))
+                moved = self.dcn_pack[name](frame[level], motion)
+            else:
+                # A pixel of the coarser level is two of this one.
+                found = torch.cat([found, _up(motion) * 2], 1)
+                motion = _lrelu(self.offset_conv3[name](_lrelu(self.offset_conv2[name](found))))
+                here = self.dcn_pack[name](frame[level], motion)
+                moved = self.feat_conv[name](torch.cat([here, _up(moved)], 1))
+            moved = _lrelu(moved) if level else moved
+        motion = _lrelu(self.cas_offset_conv1(torch.cat([moved, reference[0]], 1)))
+        return _lrelu(self.cas_dcnpack(moved, _lrelu(self.cas_offset_conv2(motion))))
+
+
+class TSAFusion(nn.Module):
+    """Fuses aligned frames, each weighted pixel by pixel by its likeness to the reference, and the sum by its place.
+
+    Args:
+        channels: C of each frame.  frames: how many there are.
+    """
+
+    def __init__(self, channels: int, frames: int) -> None:
+        super().__init__()
+        self.temporal_attn1 = _conv(channels, channels)
+        self.temporal_attn2 = _conv(channels, channels)
+        self.feat_fusion = _conv(frames * channels, channels, 1)
+        self.spatial_attn1 = _conv(frames * channels, channels, 1)
+        self.spatial_attn2 = _conv(2 * channels, channels, 1)
+        self.spatial_attn3 = _conv(channels, channels)
+        self.spatial_attn4 = _conv(channels, channels, 1)
+        self.spatial_attn5 = _conv(channels, channels)
+        self.spatial_attn_l1 = _conv(channels, channels, 1)
+        self.spatial_attn_l2 = _conv(2 * channels, channels)
+        self.spatial_attn_l3 = _conv(channels, channels)
+        self.spatial_attn_add1 = _conv(channels, channels, 1)
+        self.spatial_attn_add2 = _conv(channels, channels, 1)
+
+    def forward(self, aligned: Sequence[Tensor], reference: int) -> Tensor:
+        """`aligned`: (B, C, h, w) for each frame, h and w multiples of 4; `reference`: the number of one of them."""
+        wanted = self.temporal_attn1(aligned[reference])
+        likeness = (torch.sigmoid((self.temporal_attn2(x) * wanted).sum(1, keepdim=True)) for x in aligned)
+        frames = torch.cat([x * weight for x, weight in zip(aligned, likeness, strict=True)], 1)
+        features = _lrelu(self.feat_fusion(frames))
+
+        attention = _lrelu(self.spatial_attn1(frames))
+        attention = _lrelu(self.spatial_attn2(_pooled(attention)))
+        level = _lrelu(self.spatial_attn_l1(attention))
+        level = _lrelu(self.spatial_attn_l2(_pooled(level)))
+        level = _up(_lrelu(self.spatial_attn_l3(level)))
+        attention = _lrelu(self.spatial_attn3(attention)) + level
+        attention = self.spatial_attn5(_up(_lrelu(self.spatial_attn4(attention))))
+        added = self.spatial_attn_add2(_lrelu(self.spatial_attn_add1(attention)))
+        return features * torch.sigmoid(attention) * 2 + added
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return torch.cat([F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 3, 2, 1)], 1)
+
+
+class TwoCameras(nn.Module):
+    """What both networks begin with: the features of a window's frames, one by one, on the grid of the LR frames.
+
+    The HR frames come after the LR frames; the middle LR frame is the reference. `size_multiple` is what the height
+    and width of LR frames must be multiples of.
+    """
+
+    def __init__(self, in_channels: int, features: int, lr_frames: int, align: bool, groups: int, blocks: int) -> None:
+        super().__init__()
+        if lr_frames < 1 or lr_frames % 2 == 0:
+            raise InputError(f"A window has an odd number of low-resolution frames, got lr_frames={lr_frames!r}.")
+        self.in_channels = in_channels
+        self.lr_frames = lr_frames
+        self.align = align
+        self.size_multiple = 4 if align else 1
+        self.conv_first = _conv(in_channels, features)
+        self.conv_first_hi = _conv(in_channels, features)
+        self.conv1_hi = _conv(features, features)
+        self.conv2_hi = _conv(features, features)
+        if align:
+            self.feature_extraction = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
+            self.conv_l2_1 = _conv(features, features, stride=2)
+            self.conv_l2_2 = _conv(features, features)
+            self.conv_l3_1 = _conv(features, features, stride=2)
+            self.conv_l3_2 = _conv(features, features)
+            self.pcd_align = PCDAlignment(features, groups)
+
+    @property
+    def centre(self) -> int:
+        """The number of the reference among a window's frames."""
+        return self.lr_frames // 2
+
+    def lr_features(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, features, h, w)."""
+        return _lrelu(self.conv_first(x))
+
+    def hr_features(self, x: Tensor) -> Tensor:
+        """(N, in_channels, 4 h, 4 w) -> (N, features, h, w)."""
+        y = _lrelu(self.conv1_hi(_lrelu(self.conv_first_hi(x))))
+        return F.max_pool2d(_lrelu(self.conv2_hi(F.max_pool2d(y, 3, 2, 1))), 3, 2, 1)
+
+    def pyramid(self, features: Tensor) -> Pyramid:
+        """What the alignment takes of one frame or several, given their features."""
+        one = self.feature_extraction(features)
+        two = _lrelu(self.conv_l2_2(_lrelu(self.conv_l2_1(one))))
+        return one, two, _lrelu(self.conv_l3_2(_lrelu(self.conv_l3_1(two))))
+
+    def frames(self, lq: Tensor, hq: Tensor) -> list[Tensor]:
+        """The features of a window's frames, aligned to the reference where the network does so: (B, C, h, w) each.
+
+        Raises:
+            InputError: the sizes are not those of a window.
+        """
+        self._check(lq, hq)
+        lr, hr = self.lr_features(lq.flatten(0, 1)), self.hr_features(hq.flatten(0, 1))
+        levels = [lr, hr]
+        levels = [self.pyramid(x) for x in levels] if self.align else [(x,) for x in levels]
+        pyramids = []
+        for frames, count in zip(levels, (self.lr_frames, _HR_FRAMES), strict=True):
+            split = [level.unflatten(0, (-1, count)) for level in frames]
+            pyramids += [tuple(level[:, i] for level in split) for i in range(count)]
+        if not self.align:
+            return [frame[0] for frame in pyramids]
+        return [self.pcd_align(frame, pyramids[self.centre]) for frame in pyramids]
+
+    def _check(self, lq: Tensor, hq: Tensor) -> None:
+        count, channels, multiple = self.lr_frames, self.in_channels, self.size_multiple
+        given = tuple(lq.shape)
+        if lq.ndim != 5 or given[1:3] != (count, channels) or given[3] % multiple or given[4] % multiple:
+            raise InputError(
+                f"The low-resolution frames have the shape {given}, expected (B, {count}, {channels}, h, w)"
+                + (f", h and w multiples of {multiple}." if multiple > 1 else ".")
+            )
+        batch, _, _, height, width = lq.shape
+        expected = (batch, _HR_FRAMES, self.in_channels, _SCALE * height, _SCALE * width)
+        if tuple(hq.shape) != expected:
+            raise InputError(f"The high-resolution frames have the shape {tuple(hq.shape)}, expected {expected}.")
+
+
+class EDVRSTF(TwoCameras):
+    """EDVR-STF: lq (B, lr_frames, in_channels, h, w), hq (B, 2, in_channels, 4h, 4w) -> (B, in_channels, 4h, 4w).
+
+    h and w are multiples of 4; values in [0, 1]. The defaults are the published network, whose tensors have the same
+    names.
+
+    Args:
+        width: F, channels of the features.
+        lr_frames: low-resolution frames of a window, an odd number.
+        deformable_groups: of the alignment's convolutions.
+        extraction_blocks, reconstruction_blocks: residual blocks before and after alignment and fusion.
+        tail: channels before the last two convolutions.
+
+    Raises:
+        InputError: an even number of frames; frames of other sizes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 128,
+        lr_frames: int = 3,
+        deformable_groups: int = 8,
+        extraction_blocks: int = 5,
+        reconstruction_blocks: int = 40,
+        tail: int = 64,
+    ) -> None:
+        super().__init__(in_channels, width, lr_frames, True, deformable_groups, extraction_blocks)
+        self.fusion = TSAFusion(width, lr_frames + _HR_FRAMES)
+        self.reconstruction = nn.Sequential(*(ResidualBlock(width) for _ in range(reconstruction_blocks)))
+        self.upconv1 = _conv(width, 4 * width)
+        self.upconv2 = _conv(width, 4 * tail)
+        self.conv_hr = _conv(tail, tail)
+        self.conv_last = _conv(tail, in_channels)
+
+    def forward(self, lq: Tensor, hq: Tensor) -> Tensor:
+        fused = self.fusion(self.frames(lq, hq), self.centre)
+        return self.image(fused, lq[:, self.centre])
+
+    def image(self, fused: Tensor, middle: Tensor) -> Tensor:
+        """The wanted frame, of the fused features and the middle LR frame."""
+        y = self.reconstruction(fused)
+        y = _lrelu(F.pixel_shuffle(self.upconv1(y), 2))
+        y = _lrelu(F.pixel_shuffle(self.upconv2(y), 2))
+        return self.conv_last(_lrelu(self.conv_hr(y))) + _up(middle, _SCALE)
+
+
+class WindowAttention(nn.Module):
+    """Attention inside windows of D x H x W pixels, with a bias for each of their relative positions.
+
+    Args:
+        channels: C.  window: the largest one, (frames, rows, columns).  heads: of C / heads channels each.
+    """
+
+    def __init__(self, channels: int, window: Sequence[int], heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        depth, height, width = window
+        positions = (2 * depth - 1) * (2 * height - 1) * (2 * width - 1)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(positions, heads))
+        self.register_buffer("relative_position_index", _relative_positions(window))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, window: Sequence[int], shift: Sequence[int]) -> Tensor:
+        """x: (B, D, H, W, C), of whole windows, rolled back by `shift`, which is 0 along axes that are not."""
+        windows = _partition(x, window)
+        # (3, B, windows along D, H, W, heads, pixels, channels)
+        qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
+        pixels = windows.shape[4]
+        # Of a window that is smaller than the table's, the original takes the table's upper left part as it is.
+        index = self.relative_position_index[:pixels, :pixels]
+        bias = self.relative_position_bias_table[index.reshape(-1)].view(pixels, pixels, -1).permute(2, 0, 1)
+        out = torch.empty_like(windows)
+        for where, regions in _kinds(windows.shape[1:4], window, shift, x.device):
+            part = (slice(None), *where)
+            mask = bias
+            if regions is not None:
+                mask = bias + (regions[:, None] != regions).to(bias.dtype) * -100.0
+            q, k, v = (t[part].flatten(0, 3) for t in qkv.unbind(0))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None].to(q.dtype))
+            out[part] = y.transpose(1, 2).reshape(out[part].shape)
+        return _joined(self.proj(out), window, x.shape)
+
+
+def _relative_positions(window: Sequence[int]) -> Tensor:
+    """For each two pixels of a window the row of the bias table that belongs to their relative position."""
+    axes = torch.meshgrid(*(torch.arange(n) for n in window), indexing="ij")
+    index = torch.zeros((), dtype=torch.int64)
+    for axis, n in zip(axes, window, strict=True):
+        place = axis.reshape(-1)
+        index = index * (2 * n - 1) + (place[:, None] - place[None, :] + n - 1)
+    return index
+
+
+def _partition(x: Tensor, window: Sequence[int]) -> Tensor:
+    """(B, D, H, W, C) -> (B, windows along D, H, W, pixels of a window, C)."""
+    for axis in (3, 2, 1):
+        x = x.unflatten(axis, (-1, window[axis - 1]))
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6)
+
+
+def _joined(windows: Tensor, window: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The way back from `_partition`."""
+    return windows.unflatten(4, tuple(window)).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(shape)
+
+
+def _kinds(
+    counts: Sequence[int], window: Sequence[int], shift: Sequence[int], device: torch.device
+) -> Iterator[tuple[tuple[slice, ...], Tensor | None]]:
+    """Windows of one kind each: where they are, and their pixels' regions, which must not see each other, or None.
+
+    Along a shifted axis the last window holds both ends of the map; all others hold one region.
+    """
+    choices = [
+        [(slice(0, n - 1), False), (slice(n - 1, n), True)] if s else [(slice(0, n), False)]
+        for n, s in zip(counts, shift, strict=True)
+    ]
+    for depth in choices[0]:
+        for height in choices[1]:
+            for width in choices[2]:
+                kinds = (depth, height, width)
+                regions = torch.zeros((), dtype=torch.int64, device=device)
+                for (_, last), n, s in zip(kinds, window, shift, strict=True):
+                    ends = (torch.arange(n, device=device) >= n - s) & last
+                    regions = regions[..., None] * 2 + ends.long()
+                where = tuple(part for part, _ in kinds)
+                yield where, regions.reshape(-1) if any(last for _, last in kinds) else None
+
+
+class Mlp(nn.Module):
+    """Two linear layers on every pixel."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """A block of the 3-D shifted-window transformer, (B, D, H, W, C) -> the same, any D, H and W.
+
+    Args:
+        window: (frames, rows, columns); where the map is no larger along an axis, all of it is one window there.
+        heads: of the attention.  hidden: channels inside the second half.
+        shifted: whether windows begin half a window further on, and the last ones hold both ends of the map.
+    """
+
+    def __init__(self, channels: int, window: Sequence[int], heads: int, hidden: int, shifted: bool) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        self.shifted = shifted
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, window, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        size = x.shape[1:4]
+        window = [min(n, w) for n, w in zip(size, self.window, strict=True)]
+        shift = [w // 2 if self.shifted and n > w else 0 for n, w in zip(size, self.window, strict=True)]
+        # Zeros after the norm: they are seen like any pixel.
+        missing = [-n % w for n, w in zip(size, window, strict=True)]
+        x = F.pad(x, (0, 0, 0, missing[2], 0, missing[1], 0, missing[0])) if any(missing) else x
+        if any(shift):
+            x = torch.roll(x, [-s for s in shift], (1, 2, 3))
+        x = self.attn(x, window, shift)
+        if any(shift):
+            x = torch.roll(x, shift, (1, 2, 3))
+        return x[:, : size[0], : size[1], : size[2]]
+
+
+class RSTB(nn.Module):
+    """A residual group of blocks, (B, D, H, W, C) -> the same; its blocks lie in ``residual_group.blocks``."""
+
+    def __init__(self, channels: int, depth: int, window: Sequence[int], heads: int, hidden: int) -> None:
+        super().__init__()
+        self.residual_group = nn.Module()
+        blocks = (SwinBlock(channels, window, heads, hidden, i % 2 == 1) for i in range(depth))
+        self.residual_group.blocks = nn.Sequential(*blocks)
+        self.conv = _conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = to_channels_first(self.residual_group.blocks(x).flatten(0, 1))
+        return x + to_channels_last(self.conv(y)).view(x.shape)
+
+
+class SwinSTF(TwoCameras):
+    """Swin-STF: lq (B, lr_frames, in_channels, h, w), hq (B, 2, in_channels, 4h, 4w) -> (B, in_channels, 4h, 4w).
+
+    Any h and w, multiples of 4 with `align`; values in [0, 1]. The defaults are the published network, whose tensors
+    have the same names. Nothing is added to the network's answer.
+
+    Args:
+        width: E, channels of the transformer.
+        window: (frames, rows, columns) of the attention.
+        heads: of the attention, of E / heads channels each.
+        depths: blocks of each residual group.
+        hidden: channels inside the blocks' second half.
+        lr_frames: low-resolution frames of a window, an odd number.
+        tail: channels after the transformer.
+        features: channels before a 1x1 convolution, ``channel_projection``, that makes them E; None: they are E, and
+            there is no such convolution.
+        align: whether the frames' features are aligned to the middle one's, as in EDVR-STF.
+        deformable_groups, extraction_blocks: of the alignment, as in EDVR-STF.
+
+    Raises:
+        InputError: an even number of frames, or channels that the heads do not divide; frames of other sizes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 192,
+        window: Sequence[int] = (5, 8, 8),
+        heads: int = 3,
+        depths: Sequence[int] = (2, 2, 18, 2),
+        hidden: int = 384,
+        lr_frames: int = 3,
+        tail: int = 64,
+        features: int | None = None,
+        align: bool = False,
+        deformable_groups: int = 8,
+        extraction_blocks: int = 5,
+    ) -> None:
+        found = width if features is None else features
+        super().__init__(in_channels, found, lr_frames, align, deformable_groups, extraction_blocks)
+        if heads < 1 or width % heads or len(window) != 3:
+            raise InputError(
+                f"A Swin-STF has a width that is a multiple of its heads and windows of three axes, "
+                f"got width={width!r}, heads={heads!r}, window={tuple(window)!r}."
+            )
+        if features is not None:
+            self.channel_projection = _conv(found, width, 1)
+        self.projects = features is not None
+        self.layers = nn.Sequential(*(RSTB(width, depth, window, heads, hidden) for depth in depths))
+        self.norm = nn.LayerNorm(width)
+        self.conv_after_body = _conv(width, width)
+        self.conv_before_upsample = nn.Sequential(_conv(width, tail), nn.LeakyReLU(0.01))
+        self.upsample = nn.Sequential(
+            _conv(tail, 4 * tail), nn.PixelShuffle(2), _conv(tail, 4 * tail), nn.PixelShuffle(2)
+        )
+        self.conv_last = _conv(tail, in_channels)
+
+    def forward(self, lq: Tensor, hq: Tensor) -> Tensor:
+        frames = self.frames(lq, hq)
+        if self.projects:
+            frames = [self.channel_projection(x) for x in frames]
+        y = self.layers(torch.stack([to_channels_last(x) for x in frames], 1))
+        # Nothing after the transformer sees another frame than the middle one.
+        y = to_channels_first(self.norm(y[:, self.centre]))
+        y = self.conv_after_body(y) + frames[self.centre]
+        return self.conv_last(self.upsample(self.conv_before_upsample(y)))
