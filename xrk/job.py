@@ -95,7 +95,7 @@ def _model(model: Any) -> loading.Model:
     if model.card.architecture in VIDEO:
         raise InputError(
             f"{model.card.name} ({model.card.architecture}) is a network for video, low-resolution frames and "
-            "high-resolution key frames in (xrk.fuse_video); expected a network for single images."
+            "high-resolution key frames in; expected a network for single images."
         )
     if model.card.output_scale > 1:
         raise InputError(

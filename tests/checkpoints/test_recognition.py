@@ -127,7 +127,14 @@ def test_form_and_widths_follow_from_the_tensors(case, prefix):
     state = {prefix + name: tensor for name, tensor in meta_state(architecture, config).items()}
     found, found_config = recognise(state)
     assert found == architecture
-    assert {name: found_config[name] for name in config} == config
+    # A part of a channel is lost in the tensors: several expansions have the same ones, and the ratio of two is found.
+    assert {name: found_config[name] for name in config if name != "expand"} == {
+        name: value for name, value in config.items() if name != "expand"
+    }
+    shapes, expected = (
+        {name: tensor.shape for name, tensor in meta_state(architecture, c).items()} for c in (found_config, config)
+    )
+    assert shapes == expected
 
 
 @settings(max_examples=25, deadline=None)
