@@ -91,8 +91,8 @@ def compare(
         data_range=data_range,
         psnr=metrics.psnr(x, y, data_range),
         ssim=ssim,
-        mse=float(np.mean(difference**2)),
-        aad=float(np.mean(np.abs(difference))),
+        mse=metrics.mse(x, y),
+        aad=metrics.aad(x, y),
         largest=float(np.abs(difference).max()),
         differing=int(np.count_nonzero(difference)),
     )
