@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for devices that are not here, and reads from the machine code what they will need.
 
-    python benchmarks/compile_gate.py [--arch 80 90] [--only NAME] [--write] [--table FILE]
+    python benchmarks/compile_gate.py [--arch 80 90] [--only NAME] [--changed] [--write] [--table FILE]
 
 Every kernel x configuration x dtype of `compile_cases.py` and of `kernels/scan/budgets.py`: it compiles, spills no
 register (no LDL or STL), its shared memory is within the limit, as many warps as its floor says stay on one
@@ -11,11 +11,16 @@ The figures are held against benchmarks/results/compile_<triton version>.json, w
 more than a tenth worse, and a kernel that is missing on either side is told. --write writes the rows of what it
 compiled. Exits with 1 where anything is wrong, and then writes nothing.
 
+All of them take half an hour of one core. One compiler makes the same code of the same source: --changed compiles those
+cases only whose source (the kernel, all it calls, its constants and options) is not the one that the table's row was
+made from, and judges the others by that row.
+
 Needs the triton wheel, which brings ptxas, cuobjdump and nvdisasm, and no GPU. It must run in its own process, without
 TRITON_INTERPRET=1.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -64,19 +69,30 @@ def cases() -> Iterator[Case]:
         yield Case(**vars(scan), required=required)
 
 
-def compiled(case: Case, arch: int) -> dict[str, Any]:
-    """What this case needs on this architecture."""
+def source_of(case: Case) -> ASTSource:
     names = case.kernel.arg_names
     signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
     aligned = [n for n in names if signature[n].startswith("*") or n in case.multiples_of_16]
-    source = ASTSource(
+    return ASTSource(
         fn=case.kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in case.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
-    result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    return {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
+
+
+def key_of(case: Case) -> str:
+    """Says which source a row was made from. Triton's own hash: the kernel, what it calls, signature and constants."""
+    return hashlib.sha256(f"{source_of(case).hash()} {options_of(case)}".encode()).hexdigest()[:16]
+
+
+def compiled(case: Case, arch: int) -> dict[str, Any]:
+    """What this case needs on this architecture."""
+    result = triton.compile(source_of(case), target=GPUTarget("cuda", arch, 32), options=options_of(case))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
@@ -95,7 +111,7 @@ def compiled(case: Case, arch: int) -> dict[str, Any]:
         # One iteration, however often the compiler unrolled the loop: its exponentials tell.
         iterations = count(OPCODES["MUFU.EX2"], loop) / case.exponentials
         row["per_update"] = round(len(loop) / case.updates / iterations, 2) if iterations else float("inf")
-    return row
+    return row | {"key": key_of(case)}
 
 
 def run(tool: str, *arguments: str) -> str:
@@ -164,6 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles every Triton kernel without a GPU and checks its needs.")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_LIMIT), default=sorted(SHARED_LIMIT))
     parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--changed", action="store_true", help="compile only what is not as the table had it")
     parser.add_argument("--write", action="store_true", help="write these rows instead of comparing")
     table = RESULTS / f"compile_{triton.__version__}.json"
     parser.add_argument("--table", type=Path, default=table, help="the table to compare with, or to write")
@@ -172,12 +189,16 @@ def main() -> int:
     if chosen.table.exists():
         before = {(row["kernel"], row["arch"]): row for row in json.loads(chosen.table.read_text())}
     compare = bool(before) and not chosen.write
-    rows, wrong = {}, 0
+    rows, wrong, unchanged = {}, 0, 0
     for case in cases():
         if chosen.only not in case.name:
             continue
         for arch in chosen.arch:
-            row = compiled(case, arch)
+            row = before.get((case.name, arch))
+            if chosen.changed and row and row.get("key") == key_of(case):
+                unchanged += 1
+            else:
+                row = compiled(case, arch)
             said = complaints(case, row)
             if compare:
                 said += regressions(row, before.get((case.name, arch)))
@@ -195,7 +216,8 @@ def main() -> int:
         table = sorted((others | rows).items())
         chosen.table.write_text("[\n" + ",\n".join(json.dumps(row) for _, row in table) + "\n]\n")
     against = f"held against {chosen.table.name}" if compare else "held against no table"
-    print(f"triton {triton.__version__}: {len(rows)} compiled, {against}, {wrong} not as they should be")
+    counts = f"{len(rows) - unchanged} compiled, " + (f"{unchanged} unchanged, " if chosen.changed else "")
+    print(f"triton {triton.__version__}: {counts}{against}, {wrong} not as they should be")
     return 1 if wrong else 0
 
 

@@ -63,6 +63,18 @@ def test_a_regression_is_told(tmp_path):
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "held against table.json, 0 not as they should be" in done.stdout
+    done = run(*command, "--changed")
+    assert done.returncode == 0 and "0 compiled, 1 unchanged, held against" in done.stdout, done.stdout + done.stderr
+
+    # As if its source had been another, of fewer instructions: it is compiled again.
+    table.write_text(json.dumps([{**row, "key": "0" * 16, "instructions": row["instructions"] // 2}]))
+    done = run(*command, "--changed")
+    assert done.returncode == 1 and "1 compiled, 0 unchanged" in done.stdout, done.stdout + done.stderr
+
+    # A row whose figures break a limit is wrong even where nothing was compiled.
+    table.write_text(json.dumps([{**row, "spills": 3}]))
+    done = run(*command, "--changed")
+    assert done.returncode == 1 and "3 instructions spill registers" in done.stdout, done.stdout + done.stderr
 
     # As if it had needed fewer registers before, and as if another kernel had gone.
     better, gone = {**row, "registers": row["registers"] // 2}, {**row, "kernel": f"{kernel} of old"}
