@@ -37,6 +37,10 @@ def layer_norm(
     Ba, Kiros, Hinton 2016, arXiv 1607.06450; the gate as in VMamba's SS2D, Liu et al. 2024, arXiv 2401.10166.
     """
     _check(x, weight, bias, gate, eps)
+    for name, tensor in (("x", x), ("gate", gate)):
+        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            strides = tuple(tensor.stride())
+            raise ValueError(f"{name} has strides {strides}; expected the last dimension, C, to be contiguous")
     return torch.ops.xrk.layer_norm(x, weight, bias, gate, eps)
 
 
@@ -72,10 +76,6 @@ def _check(
     check_parameter(weight, "weight", x.shape[-1:], x)
     check_parameter(bias, "bias", x.shape[-1:], x)
     check_like(gate, "gate", x)
-    for name, tensor in (("x", x), ("gate", gate)):
-        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            strides = tuple(tensor.stride())
-            raise ValueError(f"{name} has strides {strides}; expected the last dimension, C, to be contiguous")
     check_positive(eps, "eps")
 
 
@@ -149,6 +149,8 @@ def evenly_spaced_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     It is `x` itself where that is so, else a contiguous copy.
     """
     channels = x.shape[-1]
+    if channels > 1 and x.stride(-1) != 1:  # a plan may hold a whole map otherwise than the network would
+        return x.contiguous(), channels
     spacing = None
     expected = 0
     for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):

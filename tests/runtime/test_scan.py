@@ -14,9 +14,10 @@ from networks import Exactness
 from xrk.kernels.scan.reference import selective_scan_2d_reference
 
 import xrk
-from xrk.errors import MemoryBudgetError
+from xrk.errors import InputError, MemoryBudgetError
 from xrk.models.lxie import LXIENet
 from xrk.models.mambair import MambaIR
+from xrk.models.ss2d import SS2D
 from xrk.runtime import nodes_scan
 from xrk.runtime.graph import Value
 from xrk.runtime.keeping import made_again
@@ -227,6 +228,30 @@ def test_a_block_needs_one_map_for_its_input_and_its_output():
     over = {store.value: store.over for p in plan._passes for store in p.stores if store.over is not None}
     assert len(over) >= 3
     assert "in the place of another" in str(plan)
+
+
+class Ordered(torch.nn.Module):
+    """An SS2D that visits the columns in a snake: no raster."""
+
+    def __init__(self, height, width):
+        super().__init__()
+        columns = torch.arange(height * width).reshape(height, width).T.clone()
+        columns[1::2] = columns[1::2].flip(1)
+        self.before, self.mixer = torch.nn.Conv2d(1, 4, 3, padding=1), SS2D(4, 3, order=columns.reshape(-1))
+
+    def forward(self, x):
+        return self.mixer(self.before(x).permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)[:, :1] + x
+
+
+def test_other_orders_are_refused_in_one_sentence_or_run_whole():
+    module, x = seeded(lambda: Ordered(10, 6)), torch.rand(1, 1, 10, 6)
+    said = r"xrk::selective_scan \(an SS2D with an order of its own may go on at any pixel.*unknown=\"whole\""
+    for memory in (None, "4GiB"):
+        with pytest.raises(InputError, match=said):
+            xrk.plan(module, (1, 1, 10, 6), memory=memory)
+    exact = Exactness(module, x)
+    plan = make_plan(module, tuple(x.shape), unknown="whole", band=3)
+    assert exact.distance(plan.run(x)) <= exact.allowed
 
 
 MEASURED = """

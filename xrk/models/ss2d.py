@@ -44,7 +44,8 @@ class SS2D(nn.Module):
         order: ``"raster"``, the four directions: by rows, by columns, and both reversed. Or where the scans go, for
             images of one size: an integer tensor (K, H*W), a permutation of the row-major positions for each of K
             scans with weights of their own, or (H*W) for one. Sorted scans, which differ from image to image, are
-            given to `forward`.
+            given to `forward`. Only the raster is run in bands of rows, within a memory budget: `xrk.plan` refuses
+            another order by name, or runs its scans on whole maps where ``unknown="whole"`` says so.
         scans: K; by default 4, or as many as ``order`` has rows.
         gate: the branch z; without it, as in VMamba's "noz" networks, ``in_proj`` makes x alone.
         conv_bias: the depthwise convolution has a bias; VMamba's "noz" networks have none.

@@ -23,6 +23,7 @@ __all__ = ["Call", "capture", "register"]
 
 Handler = Callable[["Call"], Any]
 _handlers: dict[str, Handler] = {}
+_obstacles: dict[str, str] = {}  # why an operator has no handler, where its name does not tell
 
 # Operators that may hand back memory of their input without saying so in their schema.
 _MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::to", "aten::flatten", "aten::dropout", "aten::type_as"}
@@ -53,6 +54,11 @@ def register(*names: str) -> Callable[[Handler], Handler]:
         return handler
 
     return keep
+
+
+def explain(name: str, obstacle: str) -> None:
+    """Says in the refusal of an operator why it cannot run in bands."""
+    _obstacles[name] = obstacle
 
 
 class Call:
@@ -277,7 +283,7 @@ class _Tracer(TorchDispatchMode):
                 self._inside.pop()
                 return made
             if self.unknown != "whole":
-                raise InputError(self._unknown_message(call.name))
+                raise InputError(self._unknown_message(call.name, _obstacles.get(call.name, "")))
             result = _whole(call)
         if plain_func is not func:
             target = symbols[0]

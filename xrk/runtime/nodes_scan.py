@@ -12,6 +12,8 @@ and keeps of each *block* of rows what it does to the states that pass through:
 
 Between the sweeps the states are carried over blocks, and from the end of each column into the start of the next, as
 the flattened scans have it. A recurrence is never run backwards from its result.
+
+Scans along an order of their own (`xrk.models.ss2d`) may go on at any pixel, so they run on whole maps or not at all.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ import torch
 
 from xrk.kernels import carry_lines, scan_lines, summarise_lines
 from xrk.kernels.arguments import compute_dtype
-from xrk.runtime.capture import Call, register
+from xrk.runtime.capture import Call, explain, register
 from xrk.runtime.graph import Apply, RowGlobal, RowLocal, Summarise, Value
 from xrk.runtime.rows import Rowwise, Window, channels_last, is_map
 
@@ -281,6 +283,9 @@ def _selective_scan_2d(call: Call) -> Any:
     summary = Summarise(SelectiveScan2d(x, weights), [x])
     call.add(summary)
     return call.add(Apply(summary, x.alike()))
+
+
+explain("xrk::selective_scan", "an SS2D with an order of its own may go on at any pixel of the image")
 
 
 class DepthwiseConvolution(RowLocal):
