@@ -29,6 +29,7 @@ def test_the_table(tmp_path, capsys, monkeypatch):
         gained = {row["method"]: row["psnr"] for row in table["long_range"] if row["scene"] == scene}
         assert gained["xrk resnet18-unet"] > gained["noisy"] + 6
     out = capsys.readouterr().out
+    assert "| method | uniform steps, 15 | wires, 15 | stripes, 15 | uniform steps, 50 |" in out
     assert f"| xrk resnet18-unet | {white['xrk resnet18-unet']:.2f} / " in out
 
 
@@ -42,7 +43,8 @@ def test_an_exported_run_loads_and_is_the_average(tmp_path, name, recipe):
     saved = {"model": name, "config": recipe.CONFIG, "average": network.state_dict(), "step": 7, "seconds": 3600.0}
     torch.save(saved, run / "checkpoint.pt")
     (run / "log.csv").write_text("3,1,0.5,1.0,1.0\n7,2,0.25,2.5,0.0\n")
-    card = export.export(run, "mine", tmp_path, {"psnr_db": []}, "a machine")
+    card = export.export(run, "mine", tmp_path, {"psnr_db": []}, "a machine", "A short run.")
+    assert card.limits.startswith("A short run. Trained on simulated")
     assert card.training["hours"] == 1.0
     assert card.training["validation_gain_db"] == 2.5
     assert card.architecture == name and card.domain == "stabilised"
@@ -56,8 +58,18 @@ def test_an_exported_run_loads_and_is_the_average(tmp_path, name, recipe):
         torch.testing.assert_close(module(x + 300) - 300, module(x), rtol=0, atol=2e-3)
 
 
-def test_shipped_weights_ignore_the_level():
-    module = xrk.load("resnet18-unet").module
+def test_one_table_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: None)
+    evaluate.main(["--size", "64", "--tables", "flat", "--out", str(tmp_path / "table.json")])
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert "flat" in table and not {"scenes", "residual", "long_range"} & set(table)
+    assert table["command"] == "python -m xrk.training.evaluate --models resnet18-unet --scenes 8"
+    assert export.summary(table) == {"command": table["command"], "psnr_db": []}
+
+
+@pytest.mark.parametrize("name", ["resnet18-unet", "lxie-net"])
+def test_shipped_weights_ignore_the_level(name):
+    module = xrk.load(name).module
     x = torch.randn(1, 1, 96, 64)
     with torch.inference_mode():
         torch.testing.assert_close(module(x + 200) - 200, module(x), rtol=0, atol=2e-3)

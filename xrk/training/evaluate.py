@@ -1,9 +1,11 @@
 """The quality table: held-out scenes, flat field, synchrotron frames, beside what a user would otherwise pick.
 
     python -m xrk.training.evaluate [--models resnet18-unet] [--scenes 8] [--synchrotron FOLDER] [--out table.json]
+    python -m xrk.training.evaluate --models lxie-net resnet18-unet --tables long_range --scenes 3
 
 A model is a name or the path of weights that `xrk.training.export` wrote. With several of them the first one also has
-the tables of residuals and of the flat field.
+the tables of residuals and of the flat field. ``long_range`` is where a network that sees the whole image should gain:
+large uniform parts, wires and stripes across the frame, at the lowest doses.
 
 Every peer gets the noise-free parameters of the noise (it works behind the Anscombe transform and its exact unbiased
 inverse), while xrk estimates them from the noisy frame itself, as `xrk.enhance` does for a user. BM3D runs where the
@@ -35,6 +37,7 @@ from xrk.training.data import clean_signal
 DOSES = (50.0, 400.0, 3000.0)
 GAIN, OFFSET = 10.0, 100.0
 LIGHT_SPREAD = 0.55
+TABLES = ("scenes", "residual", "flat", "long_range")
 
 Denoiser = Callable[[FloatArray], FloatArray]
 
@@ -258,6 +261,19 @@ def synchrotron_table(folder: Path, models: list[str]) -> list[dict[str, Any]]:
     return table
 
 
+def long_range_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows of `long_range_table` as README shows them: PSNR by scene and dose, a line for each method."""
+    columns = list(dict.fromkeys((row["scene"], row["quanta"]) for row in rows))
+    lines = [
+        "| method | " + " | ".join(f"{scene}, {quanta:.0f}" for scene, quanta in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = {(row["scene"], row["quanta"]): row for row in rows if row["method"] == method}
+        lines.append(f"| {method} | " + " | ".join(f"{found[c]['psnr']:.2f}" for c in columns) + " |")
+    return "\n".join(lines)
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows of `scenes_table` as README shows them: PSNR / SSIM by noise and dose, a line for each method."""
     columns = list(dict.fromkeys((row["noise"], row["quanta"]) for row in rows))
@@ -281,25 +297,34 @@ def main(argv: list[str] | None = None) -> None:
         "--first", type=int, default=0, help="seed of the first scene; training never uses any below 1000000"
     )
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="by default all of them")
     parser.add_argument("--synchrotron", type=Path, help="folder of consecutive frames")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     arguments = parser.parse_args(argv)
     for name in arguments.models:
         xrk.load(name)
     xrk.enhance(np.zeros((64, 64), np.uint16), arguments.models[0])  # first-call costs are nobody's time per pixel
+    models, frames = arguments.models, (arguments.scenes, arguments.size, arguments.first)
+    tables: dict[str, Callable[[], Any]] = {
+        "scenes": lambda: scenes_table(models, *frames),
+        "residual": lambda: residual_table(models[0], *frames),
+        "flat": lambda: flat_table(models[0], arguments.size),
+        "long_range": lambda: long_range_table(models, *frames),
+    }
     document: dict[str, Any] = {
+        "command": f"python -m xrk.training.evaluate --models {' '.join(models)} --scenes {arguments.scenes}",
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "versions": xrk.info()["packages"],
-        "models": {name: xrk.load(name).card.sha256 for name in arguments.models},
-        "scenes": scenes_table(arguments.models, arguments.scenes, arguments.size, arguments.first),
-        "residual": residual_table(arguments.models[0], arguments.scenes, arguments.size, arguments.first),
-        "flat": flat_table(arguments.models[0], arguments.size),
-        "long_range": long_range_table(arguments.models, arguments.scenes, arguments.size, arguments.first),
+        "models": {name: xrk.load(name).card.sha256 for name in models},
+        **{name: tables[name]() for name in arguments.tables},
     }
     if arguments.synchrotron:
-        document["synchrotron"] = synchrotron_table(arguments.synchrotron, arguments.models)
-    print(markdown(document["scenes"]))
+        document["synchrotron"] = synchrotron_table(arguments.synchrotron, models)
+    if "scenes" in document:
+        print(markdown(document["scenes"]))
+    if "long_range" in document:
+        print(long_range_markdown(document["long_range"]))
     if arguments.out:
         arguments.out.write_text(json.dumps(document, indent=1, default=float))
 

@@ -30,8 +30,8 @@ LIMITS = (
 )
 
 
-def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine: str) -> Card:
-    """Write the model ``name`` of a run to the folder ``target``; returns its card."""
+def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine: str, caution: str = "") -> Card:
+    """Write the model ``name`` of a run to the folder ``target``; its card, whose limits begin with ``caution``."""
     saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     recipe = NETWORKS[saved["model"]]
     state = {
@@ -63,7 +63,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
             "validation_gain_db": float(validation[3]),
         },
         figures=figures,
-        limits=LIMITS,
+        limits=f"{caution} {LIMITS}".strip(),
     )
     (target / f"{name}.json").write_text(json.dumps(card.to_dict(), indent=1) + "\n")
     return card
@@ -72,7 +72,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
 def summary(table: dict[str, Any]) -> dict[str, Any]:
     """What of an evaluation goes into the card: PSNR in dB by noise and dose."""
     return {
-        "command": "python -m xrk.training.evaluate",
+        "command": table.get("command", "python -m xrk.training.evaluate"),
         "psnr_db": [
             {key: round(row[key], 2) if key == "psnr" else row[key] for key in ("noise", "quanta", "method", "psnr")}
             for row in table.get("scenes", [])
@@ -87,11 +87,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "weights")
     parser.add_argument("--figures", type=Path, help="what xrk.training.evaluate wrote")
     parser.add_argument("--machine", default="2 CPU cores")
+    parser.add_argument("--caution", default="", help="a sentence that the card's limits begin with")
     arguments = parser.parse_args(argv)
     arguments.to.mkdir(parents=True, exist_ok=True)
     figures = summary(json.loads(arguments.figures.read_text())) if arguments.figures else {}
     name = arguments.name or torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)["model"]
-    card = export(arguments.run, name, arguments.to, figures, arguments.machine)
+    card = export(arguments.run, name, arguments.to, figures, arguments.machine, arguments.caution)
     print(f"{card.name}: {card.parameters} parameters, sha256 {card.sha256}")
 
 
