@@ -47,3 +47,14 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ImageFileError, match="taken"):
         demonstration.run(size=64, out=tmp_path / "taken")
+
+
+def test_two_energies(tmp_path):
+    made = demonstration.run_dual_energy(size=160, out=tmp_path)
+    low, high, fused = (tifffile.imread(tmp_path / f"{name}.tif") for name in ("low", "high", "fused"))
+    assert low.shape == high.shape == fused.shape == made.shape == (116, 160)
+    # Metal lets more of the hard beam through, and so does all else.
+    assert np.median(high[40:80, 60:120]) > np.median(low[40:80, 60:120])
+    assert io.read_report(tmp_path / "fused.tif")["fusion"]["shift"] == [0.0, 0.0]
+    assert (tmp_path / "fused.png").read_bytes().startswith(b"\x89PNG")
+    assert "80 and 150 kV" in str(made) and "shift +0 rows, +0 columns" in str(made)

@@ -64,26 +64,26 @@ def test_the_wavelet_rule_is_the_published_one(height, width, seed):
     assert report.clipped == np.count_nonzero((np.rint(expected) < 0) | (np.rint(expected) > 65535))
 
 
-@pytest.mark.parametrize("method", ["wavelet", "spatial"])
+@pytest.mark.parametrize("options", [{}, {"method": "spatial"}, {"compat": "bytes"}])
 @pytest.mark.parametrize("band", [16, 64, 256])
 @pytest.mark.parametrize("height", [700, 513])
-def test_bands_do_not_show(monkeypatch, method, band, height):
-    low, high = pair((height, 90), 5)
-    rule = fusion._rule(method, 20.0, "float64")
+def test_bands_do_not_show(monkeypatch, options, band, height):
+    frames = pair((height, 90), 5, np.uint16 if "compat" in options else np.float64)
     monkeypatch.setattr(fusion, "_BAND", 1 << 20)
-    whole = fusion._fuse(low.astype(np.float64), high.astype(np.float64), rule)[0]
+    whole, told = xrk.fuse(*frames, **options, report=True)
     monkeypatch.setattr(fusion, "_BAND", band)
-    assert np.array_equal(fusion._fuse(low.astype(np.float64), high.astype(np.float64), rule)[0], whole)
+    banded, report = xrk.fuse(*frames, **options, report=True)
+    assert np.array_equal(banded, whole)
+    assert report == told
 
 
 def test_a_shorter_reach_shows(monkeypatch):
-    low, high = (f.astype(np.float64) for f in pair((700, 90), 5))
-    rule = fusion._rule("wavelet", 20.0, "float64")
+    frames = pair((700, 90), 5, np.float64)
     monkeypatch.setattr(fusion, "_BAND", 1 << 20)
-    whole = fusion._fuse(low, high, rule)[0]
+    whole = xrk.fuse(*frames)
     monkeypatch.setattr(fusion, "_BAND", 64)
     monkeypatch.setattr(fusion, "_REACH", 96)
-    assert not np.array_equal(fusion._fuse(low, high, rule)[0], whole)
+    assert not np.array_equal(xrk.fuse(*frames), whole)
 
 
 def test_the_spatial_rule(monkeypatch):
@@ -183,6 +183,49 @@ def test_files(tmp_path):
     with pytest.raises(ImageFileError):
         xrk.fuse_file(tmp_path / "low.tif", tmp_path / "none.tif", tmp_path / "no.tif")
     assert not (tmp_path / "no.tif").exists()
+
+
+@pytest.mark.parametrize("compression", ["none", "deflate"])
+def test_files_are_fused_band_by_band(tmp_path, monkeypatch, compression):
+    """The bytes are those of the whole frames, and no more rows are asked for at once than a band takes."""
+    low, high = pair((700, 64))
+    for name, frame in (("low", low), ("high", high)):
+        path = tmp_path / f"{name}.tif"
+        with xrk.io.create(path, shape=frame.shape, dtype=frame.dtype, compression=compression) as sink:
+            sink.write(slice(None), frame)
+    asked = []
+    read = xrk.io.Source.read
+
+    def counting(self, rows=slice(None), *rest, **options):
+        array = read(self, rows, *rest, **options)
+        asked.append(len(array))
+        return array
+
+    monkeypatch.setattr(xrk.io.Source, "read", counting)
+    monkeypatch.setattr(fusion, "_BAND", 32)
+    monkeypatch.setattr("xrk.registration._SIDE", 64)
+    report = xrk.fuse_file(tmp_path / "low.tif", tmp_path / "high.tif", tmp_path / "out.tif")
+    assert max(asked) == 32 + 2 * fusion._REACH
+    monkeypatch.undo()
+    monkeypatch.setattr("xrk.registration._SIDE", 64)
+    expected, told = xrk.fuse(low, high, report=True)
+    assert np.array_equal(xrk.io.read(tmp_path / "out.tif").array, expected)
+    assert report == told
+    assert xrk.io.read_report(tmp_path / "out.tif")["fusion"]["clipped"] == told.clipped
+
+
+def test_what_is_only_found_on_the_way_leaves_no_file(tmp_path, monkeypatch):
+    low, high = pair((700, 64), dtype=np.float32)
+    high[690, 3] = np.nan
+    for name, frame in (("low", low), ("high", high)):
+        xrk.io.write(tmp_path / f"{name}.tif", frame)
+    monkeypatch.setattr("xrk.registration._SIDE", 64)
+    with pytest.raises(InputError, match="high-energy frame has values that are not finite"):
+        xrk.fuse_file(tmp_path / "low.tif", tmp_path / "high.tif", tmp_path / "no.tif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["high.tif", "low.tif"]
+    xrk.io.write(tmp_path / "stack.tif", np.stack([low, low]))
+    with pytest.raises(InputError, match="has 2 pages"):
+        xrk.fuse_file(tmp_path / "low.tif", tmp_path / "stack.tif", tmp_path / "no.tif")
 
 
 def test_pseudocolour_is_the_published_formula():

@@ -107,6 +107,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
     demo = verb("demo", _demo, "simulate a radiograph at a low dose, enhance it, and measure the gain")
     demo.add_argument("--size", type=int, default=2048, help="rows and columns of the frame (default: 2048)")
+    demo.add_argument("--dual-energy", action="store_true", help="fuse a packed case's frames at two energies instead")
     demo.add_argument("--out", default="xrk-demo", metavar="DIR", help="folder for the files (default: xrk-demo)")
 
     enhance = verb(
@@ -151,6 +152,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     compare.add_argument("--range", type=float, metavar="COUNTS", help="peak of PSNR (default: the dtype's range)")
     compare.add_argument("--picture", metavar="PNG", help="both images, their residual, and the values along one row")
     compare.add_argument("--row", type=int, metavar="N", help="that row (default: the middle one)")
+    compare.add_argument(
+        "--brisque", action="store_true", help="also tell BRISQUE of each image, which knows 8-bit photographs only"
+    )
 
     verb("models", _models, "list the networks that come with xrk")
     inspect = verb("inspect", _inspect, "say what an image or a checkpoint is, and what of it does not fit")
@@ -219,7 +223,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     if sys.stderr.isatty():
         print("Simulating and enhancing; on a CPU this takes a minute or two ...", file=sys.stderr)
-    print(demonstration.run(size=arguments.size, out=arguments.out))
+    run = demonstration.run_dual_energy if arguments.dual_energy else demonstration.run
+    print(run(size=arguments.size, out=arguments.out))
     return 0
 
 
@@ -267,6 +272,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     drawn = {"png": arguments.picture, "row": arguments.row, "names": names}
     if arguments.reference is None:
         print(f"{names[0]} against {names[1]}: {xrk.compare(a, b, data_range=arguments.range, **drawn)}")
+        _tell_brisque(arguments, dict(zip(names, (a, b), strict=True)))
         return 0
     reference = xrk.io.read(arguments.reference).array
     told = [xrk.compare(image, reference, data_range=arguments.range) for image in (a, b)]
@@ -274,7 +280,20 @@ def _compare(arguments: argparse.Namespace) -> int:
         xrk.compare(a, b, data_range=arguments.range, **drawn)
     for name, figures in zip(names, told, strict=True):
         print(f"{name} against {Path(arguments.reference).name}: {figures}")
+    _tell_brisque(arguments, {**dict(zip(names, (a, b), strict=True)), Path(arguments.reference).name: reference})
     return 0
+
+
+def _tell_brisque(arguments: argparse.Namespace, images: dict[str, Any]) -> None:
+    """Of every image, of stacks the middle frame."""
+    if not arguments.brisque:
+        return
+    from xrk import comparison, metrics
+
+    for name, image in images.items():
+        frame = image if image.ndim == 2 else image[len(image) // 2]
+        peak = comparison.range_of(frame) if arguments.range is None else arguments.range
+        print(f"{name}: BRISQUE {metrics.brisque(frame, peak):.1f}")
 
 
 def _info(_: argparse.Namespace) -> int:

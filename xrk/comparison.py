@@ -11,7 +11,7 @@ import numpy as np
 from xrk import arrays, metrics, picture
 from xrk.errors import InputError
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "range_of"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def compare(
     if x.shape != y.shape:
         raise InputError(f"The images have shapes {x.shape} and {y.shape}; expected one shape.")
     if data_range is None:
-        if x.dtype.kind == "f" or y.dtype.kind == "f":
-            raise InputError("Images of floats have no range of their own; pass data_range= (--range).")
-        data_range = float(max(np.iinfo(a.dtype).max - min(0, np.iinfo(a.dtype).min) for a in (x, y)))
+        data_range = max(range_of(x), range_of(y))
     frames = list(zip(*(a if a.ndim == 3 else a[None] for a in (x, y)), strict=True))
     ssim = None
     if min(x.shape[-2:]) >= 7:
@@ -96,3 +94,15 @@ def compare(
         largest=float(np.abs(difference).max()),
         differing=int(np.count_nonzero(difference)),
     )
+
+
+def range_of(image: np.ndarray) -> float:
+    """The counts that an integer dtype spans.
+
+    Raises:
+        InputError: floats have no range of their own.
+    """
+    if image.dtype.kind == "f":
+        raise InputError("Images of floats have no range of their own; pass data_range= (--range).")
+    limits = np.iinfo(image.dtype)
+    return float(limits.max - min(0, limits.min))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from xrk.errors import InputError, InputTypeError
 from xrk.io.atomic import atomic_file
 from xrk.kernels import wavelet2d, wavelet2d_inverse
 from xrk.picture import encode_png
-from xrk.registration import Shift, find_shift
+from xrk.registration import Shift, find_shift, middle
 
 __all__ = ["FusionReport", "fuse", "fuse_file", "pseudocolor"]
 
@@ -101,16 +102,15 @@ def fuse(
         two different dtypes.
     """
     incoming = arrays.accept(low)
-    first, second = np.asarray(incoming.array), np.asarray(arrays.accept(high).array)
-    _check(first, second, method, threshold, precision, compat)
-    shift = _checked_shift(first, second, allow_shift)
-    if compat == "bytes":
-        fused, clipped = _fuse_bytes(first, second)
-    else:
-        fused, clipped = _fuse(first, second, _rule(method, threshold, precision))
-    described = FusionReport(
-        method, first.shape, first.dtype.name, clipped, None if shift is None else (shift.rows, shift.columns), compat
-    )
+    frames = [np.asarray(array) for array in (incoming.array, arrays.accept(high).array)]
+    first, second = (_Frame(a.shape, a.dtype, lambda rows, columns, a=a: a[rows, columns]) for a in frames)
+    fused = np.empty(first.shape, first.dtype)
+
+    def put(rows: slice, counts: np.ndarray) -> None:
+        fused[rows] = counts
+
+    options = _Options(method, threshold, precision, compat, allow_shift)
+    described = _run(first, second, options, lambda: put)
     result = incoming.hand_back(fused)
     return (result, described) if report else result
 
@@ -129,25 +129,39 @@ def fuse_file(
 ) -> FusionReport:
     """Fuses two TIFF files into a third with the layout and metadata of the first, written whole or not at all.
 
+    Rows are read, fused and written band by band: the files may be larger than memory. The bytes are those of `fuse`.
+
     Args:
         low, high: files of one page each.
         dst: the file to write.
-        picture: also write this PNG, see `pseudocolor`.
+        picture: also write this PNG, see `pseudocolor`; the fused frame is then held whole.
         Others as for `fuse`.
 
     Raises:
         What `fuse` raises, and ImageFileError for a file that cannot be read or written; nothing is written then.
     """
-    first, second = io.read(low), io.read(high)
-    io.check_writable(dst, first)
     if picture is not None:
         io.check_target(picture)
-    frames = [_one_page(image.array, path) for image, path in ((first, low), (second, high))]
-    options: dict[str, Any] = {"threshold": threshold, "precision": precision, "compat": compat}
-    fused, described = fuse(*frames, method, allow_shift=allow_shift, report=True, **options)
-    facts = {"fusion": described.to_dict() | {"low": Path(low).name, "high": Path(high).name}}
-    io.write(dst, fused.reshape(first.array.shape), like=first, report=facts)
+    options = _Options(method, threshold, precision, compat, allow_shift)
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(io.open(path)) for path in (low, high))
+        sink: io.Sink | None = None
+        shown: list[np.ndarray] = []
+
+        def begin() -> _Put:
+            nonlocal sink
+            sink = stack.enter_context(io.create(dst, like=first))
+            return put
+
+        def put(rows: slice, counts: np.ndarray) -> None:
+            sink.write(rows, counts)
+            if picture is not None:
+                shown.append(counts)
+
+        described = _run(_frame_of(first), _frame_of(second), options, begin)
+        sink.report = {"fusion": described.to_dict() | {"low": Path(low).name, "high": Path(high).name}}
     if picture is not None:
+        fused = np.concatenate(shown)
         white = float(np.iinfo(fused.dtype).max) if fused.dtype.kind in "iu" else float(np.max(fused)) or 1.0
         with atomic_file(picture) as file:
             file.write(encode_png(pseudocolor(fused, white)))
@@ -181,8 +195,47 @@ def pseudocolor(fused: Any, white: float) -> NDArray[np.uint8]:
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
-def _check(first: np.ndarray, second: np.ndarray, method: Any, threshold: Any, precision: Any, compat: Any) -> None:
-    if first.shape != second.shape or first.ndim != 2 or not first.size:
+@dataclass(frozen=True)
+class _Frame:
+    """Where the counts of one frame come from: ``read`` takes slices of rows and of columns."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[slice, slice], np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Options:
+    method: str
+    threshold: float
+    precision: str
+    compat: str | None
+    allow_shift: bool
+
+
+# Takes the rows that are done, from the top down, and their counts.
+_Put = Callable[[slice, np.ndarray], Any]
+
+
+def _frame_of(source: io.Source) -> _Frame:
+    if len(source.shape) != 2:
+        raise InputError(f"{source.path} has {source.shape[0]} pages; expected one frame.")
+    return _Frame(source.shape, source.dtype, lambda rows, columns: source.read(rows, columns))
+
+
+def _run(first: _Frame, second: _Frame, options: _Options, begin: Callable[[], _Put]) -> FusionReport:
+    """Checks both frames, then fuses them; ``begin`` is called in between and says where the rows go."""
+    _check(first, second, options)
+    shift = _checked_shift(first, second, options.allow_shift)
+    clipped = _fuse(first, second, _finish(options, first.dtype.newbyteorder("=")), begin())
+    return FusionReport(
+        options.method, first.shape, first.dtype.name, clipped,
+        None if shift is None else (shift.rows, shift.columns), options.compat,
+    )  # fmt: skip
+
+
+def _check(first: _Frame, second: _Frame, options: _Options) -> None:
+    if first.shape != second.shape or len(first.shape) != 2 or 0 in first.shape:
         raise InputError(
             f"The low-energy frame has shape {first.shape} and the high-energy frame {second.shape}; expected two "
             "(H, W) of one size."
@@ -193,38 +246,35 @@ def _check(first: np.ndarray, second: np.ndarray, method: Any, threshold: Any, p
             f"The low-energy frame has dtype {first.dtype} and the high-energy frame {second.dtype}; "
             "expected one dtype."
         )
-    for name, value, choices in (
-        ("method", method, METHODS),
-        ("precision", precision, ("float64", "float32")),
-        ("compat", compat, (None, "bytes")),
-    ):
+    for name, choices in (("method", METHODS), ("precision", ("float64", "float32")), ("compat", (None, "bytes"))):
+        value = getattr(options, name)
         if value not in choices:
             raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}.")
-    if not threshold >= 0:
-        raise InputError(f"threshold={threshold!r}; expected a number of counts, 0 or more.")
-    if compat == "bytes" and (first.dtype.newbyteorder("=") != np.uint16 or method != "wavelet"):
-        raise InputError(f'compat="bytes" takes uint16 frames and method="wavelet", not {first.dtype} and {method!r}.')
-    for name, frame in (("low", first), ("high", second)):
-        if frame.dtype.kind == "f" and not np.isfinite(frame).all():
+    if not options.threshold >= 0:
+        raise InputError(f"threshold={options.threshold!r}; expected a number of counts, 0 or more.")
+    if options.compat == "bytes" and (first.dtype.newbyteorder("=") != np.uint16 or options.method != "wavelet"):
+        raise InputError(
+            f'compat="bytes" takes uint16 frames and method="wavelet", not {first.dtype} and {options.method!r}.'
+        )
+
+
+def _checked_rows(first: _Frame, second: _Frame, rows: slice, columns: slice) -> list[np.ndarray]:
+    """The counts of both frames there."""
+    found = [frame.read(rows, columns) for frame in (first, second)]
+    for name, counts in zip(("low", "high"), found, strict=True):
+        if counts.dtype.kind == "f" and not np.isfinite(counts).all():
             raise InputError(f"The {name}-energy frame has values that are not finite; fill them first.")
+    return found
 
 
-def _checked_shift(first: np.ndarray, second: np.ndarray, allowed: bool) -> Shift | None:
-    shift = find_shift(first, second)
+def _checked_shift(first: _Frame, second: _Frame, allowed: bool) -> Shift | None:
+    shift = find_shift(*_checked_rows(first, second, *middle(first.shape)))
     if shift is not None and not allowed and max(abs(shift.rows), abs(shift.columns)) > _LARGEST_SHIFT:
         raise InputError(
             f"The high-energy frame is shifted by {shift.rows:+.0f} rows and {shift.columns:+.0f} columns against the "
             "low-energy one; register the frames first, or pass allow_shift=True (--allow-shift)."
         )
     return shift
-
-
-def _one_page(array: np.ndarray, path: Any) -> np.ndarray:
-    if array.ndim == 3 and len(array) == 1:
-        return array[0]
-    if array.ndim != 2:
-        raise InputError(f"{path} has {len(array)} pages; expected one frame.")
-    return array
 
 
 # --- the rules, band by band ----------------------------------------------------------------------------------------
@@ -242,18 +292,41 @@ def _bands(height: int) -> Iterator[tuple[slice, slice, slice]]:
         yield slice(first, last), slice(start, stop), slice(start - first, stop - first)
 
 
-def _fuse(first: np.ndarray, second: np.ndarray, rule: _Rule) -> tuple[np.ndarray, int]:
-    """The fused frame, and how many pixels were clipped."""
-    out, clipped = np.empty_like(first, order="C"), 0
-    limits = np.iinfo(out.dtype) if out.dtype.kind in "iu" else None
-    for source, target, inside in _bands(len(first)):
-        rows = rule(first[source], second[source])[inside]
-        if limits is not None:
-            np.rint(rows, out=rows)
-            clipped += int(np.count_nonzero(rows < limits.min)) + int(np.count_nonzero(rows > limits.max))
-            np.clip(rows, limits.min, limits.max, out=rows)
-        out[target] = rows
-    return out, clipped
+def _fuse(first: _Frame, second: _Frame, finish: _Finish, put: _Put) -> int:
+    """Hands on the fused rows, and says how many pixels were clipped."""
+    clipped = 0
+    for source, target, inside in _bands(first.shape[0]):
+        counts, count = finish(*_checked_rows(first, second, source, slice(None)), inside)
+        clipped += count
+        put(target, counts)
+    return clipped
+
+
+# Takes the rows of both frames that were read and says which of them are wanted; gives the counts of these, and how
+# many were clipped.
+_Finish = Callable[[np.ndarray, np.ndarray, slice], tuple[np.ndarray, int]]
+
+
+def _finish(options: _Options, dtype: np.dtype) -> _Finish:
+    if options.compat == "bytes":
+        return _fused_bytes
+    return _rounded(_rule(options.method, options.threshold, options.precision), dtype)
+
+
+def _rounded(rule: _Rule, dtype: np.dtype) -> _Finish:
+    """The rule's values as counts: integers rounded half to even and clipped."""
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+
+    def finish(low: np.ndarray, high: np.ndarray, inside: slice) -> tuple[np.ndarray, int]:
+        rows = rule(low, high)[inside]
+        if limits is None:
+            return rows.astype(dtype), 0
+        np.rint(rows, out=rows)
+        clipped = int(np.count_nonzero(rows < limits.min)) + int(np.count_nonzero(rows > limits.max))
+        np.clip(rows, limits.min, limits.max, out=rows)
+        return rows.astype(dtype), clipped
+
+    return finish
 
 
 def _rule(method: str, threshold: float, precision: str) -> _Rule:
@@ -300,12 +373,12 @@ def _spatial(low: np.ndarray, high: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(np.abs(low - high) < threshold, mean, detail).astype(mean.dtype, copy=False)
 
 
-def _fuse_bytes(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, int]:
+def _fused_bytes(first: np.ndarray, second: np.ndarray, inside: slice) -> tuple[np.ndarray, int]:
     """High and low bytes fused on their own, each rounded and cut to 8 bits, and put together again."""
+    finish = _rounded(_rule("wavelet", 0.0, "float64"), np.dtype(np.uint8))
     planes, clipped = [], 0
     for shift in (8, 0):
-        low, high = (((frame >> shift) & 255).astype(np.uint8) for frame in (first, second))
-        plane, count = _fuse(low, high, _rule("wavelet", 0.0, "float64"))
+        plane, count = finish(*(((frame >> shift) & 255).astype(np.uint8) for frame in (first, second)), inside)
         planes.append(plane.astype(np.uint16))
         clipped += count
-    return ((planes[0] << 8) | planes[1]).astype(first.dtype), clipped
+    return (planes[0] << 8) | planes[1], clipped

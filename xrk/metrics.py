@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from xrk.brisque import brisque
 from xrk.errors import InputError
 
-__all__ = ["aad", "cnr", "mse", "psnr", "snr", "ssim"]
+__all__ = ["aad", "brisque", "cnr", "mse", "psnr", "snr", "ssim"]
 
 # Rows and columns of a rectangle, as for indexing: (slice(0, 64), slice(10, 74)).
 Region = tuple[slice, slice]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Shift", "find_shift"]
+__all__ = ["Shift", "find_shift", "middle"]
 
 # The middle of the frames is looked at: a power of two for the transform, enough structure, well under a second.
 _SIDE = 1024
@@ -29,6 +29,13 @@ class Shift:
     clarity: float
 
 
+def middle(shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns that `find_shift` looks at."""
+    sides = [min(n, _SIDE) for n in shape]
+    rows, columns = (slice((n - side) // 2, (n + side) // 2) for n, side in zip(shape, sides, strict=True))
+    return rows, columns
+
+
 def find_shift(first: np.ndarray, second: np.ndarray) -> Shift | None:
     """The shift by phase correlation (Kuglin and Hines, 1975), or None where there is no clear peak.
 
@@ -38,13 +45,12 @@ def find_shift(first: np.ndarray, second: np.ndarray) -> Shift | None:
     Args:
         first, second: (H, W) of one shape, any real dtype.
     """
-    height, width = (min(n, _SIDE) for n in first.shape)
+    part = middle(first.shape)
+    height, width = first[part].shape
     if min(height, width) < 16:
         return None
-    top, left = (first.shape[0] - height) // 2, (first.shape[1] - width) // 2
-    middle = np.s_[top : top + height, left : left + width]
     window = np.outer(np.hanning(height), np.hanning(width))
-    a, b = (_flattened(frame[middle].astype(np.float64)) * window for frame in (first, second))
+    a, b = (_flattened(frame[part].astype(np.float64)) * window for frame in (first, second))
     if not a.any() or not b.any():
         return None
     spectrum = np.conj(np.fft.rfft2(a)) * np.fft.rfft2(b)

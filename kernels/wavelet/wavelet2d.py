@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_choice, check_map, compute_dtype
+from xrk.kernels.operators import operator
 
 for _op in ("wavelet2d", "wavelet2d_inverse"):
     dispatch.register(
@@ -141,7 +142,7 @@ def _synthesis_shape(bands: torch.Tensor, wavelet: str) -> tuple[int, ...]:
     return (*bands.shape[:-3], *(2 * n - f + 2 for n in bands.shape[-2:]))
 
 
-@torch.library.custom_op("xrk::wavelet2d", mutates_args=())
+@operator("xrk::wavelet2d", forward_only=True)
 def _wavelet2d(x: torch.Tensor, wavelet: str) -> torch.Tensor:
     _check(x, "x", wavelet, 2)
     return _run("wavelet2d", x, wavelet, _analysis_shape(x, wavelet), x.shape[-2:], wavelet2d_reference)
@@ -152,7 +153,7 @@ def _(x, wavelet):
     return x.new_empty(_analysis_shape(x, wavelet))
 
 
-@torch.library.custom_op("xrk::wavelet2d_inverse", mutates_args=())
+@operator("xrk::wavelet2d_inverse", forward_only=True)
 def _wavelet2d_inverse(bands: torch.Tensor, wavelet: str) -> torch.Tensor:
     _check(bands, "bands", wavelet, 3)
     shape = _synthesis_shape(bands, wavelet)
