@@ -149,7 +149,7 @@ def deform_conv2d(dtype: str) -> Iterator[Case]:
     """EDVR-STF's, whose eight groups of 16 channels have offsets of their own; and with one offset for all."""
     for channels, moved in ((128, 16), (64, 64)):
         types = {name: f"*{dtype}" for name in ("x", "offset", "mask", "weight", "bias", "out")}
-        types |= dict.fromkeys(("pixels", "H", "W", "C", "HO", "WO"), "i32")
+        types |= dict.fromkeys(("pixels", "H", "W", "C", "HO", "WO", "first_row"), "i32")
         strides = [f"{name}_{axis}" for name in ("offset", "mask") for axis in ("image", "row", "pixel")]
         types |= dict.fromkeys(strides, "i32")
         constants = {"STRIDE": 1, "PADDING": 1, "DILATION": 1, "KW": 3, "TAPS": 9, "OUT": channels}

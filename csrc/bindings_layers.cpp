@@ -170,7 +170,7 @@ void deform_conv2d(std::uintptr_t x, std::uintptr_t offset, std::uintptr_t mask,
                    const std::array<std::size_t, 2>& kernel, std::size_t groups, std::size_t deformable_groups,
                    const std::array<std::ptrdiff_t, 3>& offset_strides,
                    const std::array<std::ptrdiff_t, 3>& mask_strides, std::size_t stride, std::size_t padding,
-                   std::size_t dilation, const std::string& dtype, std::size_t threads) {
+                   std::size_t dilation, std::ptrdiff_t first, const std::string& dtype, std::size_t threads) {
   const cpu::Storage storage = storage_of(dtype);
   positive(channels, "channels");
   positive(outputs, "outputs");
@@ -196,7 +196,8 @@ void deform_conv2d(std::uintptr_t x, std::uintptr_t offset, std::uintptr_t mask,
                              pixel_strides(mask_strides),
                              static_cast<std::ptrdiff_t>(positive(stride, "stride")),
                              static_cast<std::ptrdiff_t>(padding),
-                             static_cast<std::ptrdiff_t>(positive(dilation, "dilation"))};
+                             static_cast<std::ptrdiff_t>(positive(dilation, "dilation")),
+                             first};
   positive(threads, "threads");
   run([&] { return cpu::deform_conv2d(task, storage, threads); });
 }
@@ -238,10 +239,10 @@ void bind_layers(py::module_& m) {
         py::arg("bias"), py::arg("out"), py::arg("images"), py::arg("height"), py::arg("width"), py::arg("channels"),
         py::arg("out_height"), py::arg("out_width"), py::arg("outputs"), py::arg("kernel"), py::arg("groups"),
         py::arg("deformable_groups"), py::arg("offset_strides"), py::arg("mask_strides"), py::arg("stride"),
-        py::arg("padding"), py::arg("dilation"), py::arg("dtype"), py::arg("threads"),
+        py::arg("padding"), py::arg("dilation"), py::arg("first"), py::arg("dtype"), py::arg("threads"),
         "xrk.kernels.deform_conv2d on addresses. x: (images, height, width, channels), out: (images, out_height,\n"
         "out_width, outputs), both of `dtype`. offset: for every output pixel (deformable_groups, taps, 2) values, mask:\n"
         "(deformable_groups, taps), their images, rows and pixels the strides (in values) apart; weight: (outputs,\n"
         "channels / groups, *kernel); bias: (outputs); all four of float32 (float64 for float64). mask and bias may be 0:\n"
-        "none.");
+        "none. first: the row of x, before padding, at which the taps of output row 0 begin.");
 }

@@ -9,6 +9,8 @@ from torch import nn
 
 from xrk import loading
 from xrk.errors import InputError, InputTypeError
+from xrk.models.stf import TwoCameras
+from xrk.models.stf_window import OneImage
 from xrk.runtime.planner import Plan, make_plan
 from xrk.runtime.whole import padded_size
 
@@ -29,7 +31,9 @@ def plan(
 
     Args:
         model: a name that `xrk.list_models` knows, the path of a checkpoint, what `xrk.load` gave, or any
-            ``nn.Module`` in eval mode that takes a (1, C, H, W) tensor. A module is never changed or moved.
+            ``nn.Module`` in eval mode that takes a (1, C, H, W) tensor. A module is never changed or moved. Of an
+            EDVR-STF or a Swin-STF it is the window as one image that is planned, see `xrk.models.stf_window.pack`; H
+            and W are those of the low-resolution frames then.
         shape: (H, W), the network's own channels are then assumed; or (C, H, W) or (1, C, H, W). Of a model that xrk
             loads, H and W are a frame's: the plan's own are rounded up to the model's size multiple, as `xrk.enhance`
             pads a frame, and stand in ``plan.shape``.
@@ -62,6 +66,8 @@ def plan(
         raise InputTypeError(
             f"The model is a {type(module).__name__}; expected a name, a path, what xrk.load gave, or a torch module."
         )
+    if isinstance(module, TwoCameras):
+        module = OneImage(module)
     *channels, height, width = _full_shape(module, shape)
     return make_plan(module, (*channels, *padded_size((height, width), multiple)), memory, device, dtype, unknown)
 

@@ -24,6 +24,7 @@ struct DeformTask {
   std::size_t kernel_height, kernel_width, groups, deformable_groups;
   PixelStrides offset_strides, mask_strides;
   std::ptrdiff_t stride, padding, dilation;
+  std::ptrdiff_t first;  // the row of x, before padding, that the taps of output row 0 begin at
 
   std::size_t taps() const { return kernel_height * kernel_width; }
 };

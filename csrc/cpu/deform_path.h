@@ -193,7 +193,7 @@ void gather_pixel(const DeformTask& task, const S* zeros, std::size_t image, std
   };
   const T* const offset = static_cast<const T*>(task.offset) + at(task.offset_strides);
   const T* const mask = task.mask ? static_cast<const T*>(task.mask) + at(task.mask_strides) : nullptr;
-  std::ptrdiff_t row = static_cast<std::ptrdiff_t>(i) * task.stride - task.padding;
+  std::ptrdiff_t row = static_cast<std::ptrdiff_t>(i) * task.stride + task.first - task.padding;
   for (std::size_t u = 0, tap = 0; u < task.kernel_height; ++u, row += task.dilation) {
     std::ptrdiff_t place = static_cast<std::ptrdiff_t>(j) * task.stride - task.padding;
     for (std::size_t v = 0; v < task.kernel_width; ++v, ++tap, place += task.dilation) {

@@ -13,6 +13,7 @@ from xrk.kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
+from xrk.kernels.operators import operator
 
 dispatch.register(
     "deform_conv2d",
@@ -97,7 +98,13 @@ def _corners(
 
 
 def _taps(
-    x: torch.Tensor, offset: torch.Tensor, kernel: tuple[int, int], stride: int, padding: int, dilation: int
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    kernel: tuple[int, int],
+    stride: int,
+    padding: int,
+    dilation: int,
+    first: int = 0,
 ) -> Iterator[tuple[int, list[tuple[_Corner, torch.Tensor]]]]:
     """Every tap's number, and its corners with their pixels' values (B, G, C / G, Ho * Wo)."""
     batch, _, height, width = x.shape
@@ -105,7 +112,7 @@ def _taps(
     offset = offset.unflatten(1, (-1, kh * kw, 2))
     maps = x.reshape(batch, offset.shape[1], -1, height * width)
     for tap in range(kh * kw):
-        where = (tap // kw * dilation - padding, tap % kw * dilation - padding)
+        where = (tap // kw * dilation - padding + first, tap % kw * dilation - padding)
         corners = []
         for corner in _corners(offset, tap, where, (height, width), stride):
             index = corner.index.expand(-1, -1, maps.shape[2], -1)
@@ -122,15 +129,16 @@ def deform_conv2d_reference(
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
+    first: int = 0,
 ) -> torch.Tensor:
-    """`deform_conv2d` in plain torch: four gathers and a product of matrices for each tap."""
+    """`deform_conv2d` in plain torch: four gathers and a product of matrices for each tap; first: see `deform_rows`."""
     dtype = compute_dtype(x.dtype)
     out = _empty(x, offset, weight)
     groups = x.shape[1] // weight.shape[1]
     taps = weight.to(dtype).flatten(2).unflatten(0, (groups, -1))
     mask = None if mask is None else mask.to(dtype).unflatten(1, (-1, taps.shape[3])).flatten(3)
     y = torch.zeros((), dtype=dtype, device=x.device)
-    for tap, corners in _taps(x.to(dtype), offset.to(dtype), weight.shape[2:], stride, padding, dilation):
+    for tap, corners in _taps(x.to(dtype), offset.to(dtype), weight.shape[2:], stride, padding, dilation, first):
         sample = sum(corner.share * values for corner, values in corners)
         sample = sample if mask is None else sample * mask[:, :, None, tap]
         y = y + taps[..., tap] @ sample.reshape(x.shape[0], groups, -1, sample.shape[-1])
@@ -187,7 +195,7 @@ def _check(
     check_device(offset, "offset", x)
 
 
-@torch.library.custom_op("xrk::deform_conv2d", mutates_args=())
+@operator("xrk::deform_conv2d")
 def _deform_conv2d(
     x: torch.Tensor,
     offset: torch.Tensor,
@@ -199,14 +207,34 @@ def _deform_conv2d(
     dilation: int,
 ) -> torch.Tensor:
     _check(x, offset, mask, weight, bias, stride, padding, dilation)
+    return deform_rows(x, offset, mask, weight, bias, stride, padding, dilation, 0)
+
+
+def deform_rows(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    first: int,
+) -> torch.Tensor:
+    """Some rows of what `deform_conv2d` gives, with the same bits: those of which these are offset and mask.
+
+    x: all rows of the map, or a window of them that holds every row that is looked at. first: the row of x, before
+    padding, at which the taps of the first output row begin: its number times the stride, less the window's first row.
+    Arguments are not checked.
+    """
     path, code = dispatch.take("deform_conv2d", x.device, x.dtype)
     if path == "reference":
-        return deform_conv2d_reference(x, offset, weight, bias, mask, stride, padding, dilation)
+        return deform_conv2d_reference(x, offset, weight, bias, mask, stride, padding, dilation, first)
     out = _empty(x, offset, weight)
     dtype = compute_dtype(x.dtype)
     if path == "triton":
         offset, mask = (None if t is None else _together(t) for t in (offset, mask))
-        code.deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation, out)
+        code.deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation, first, out)
         return out
     offset, mask = (None if t is None else _together(t.to(dtype)) for t in (offset, mask))
     weight = weight.to(dtype).contiguous()
@@ -235,6 +263,7 @@ def _deform_conv2d(
         stride=stride,
         padding=padding,
         dilation=dilation,
+        first=first,
         dtype=str(x.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
     )
@@ -274,7 +303,7 @@ def _back(ctx, out_grad):
 _deform_conv2d.register_autograd(_back, setup_context=_keep)
 
 
-@torch.library.custom_op("xrk::deform_conv2d_backward", mutates_args=())
+@operator("xrk::deform_conv2d_backward", forward_only=True)
 def _deform_conv2d_backward(
     out_grad: torch.Tensor,
     x: torch.Tensor,

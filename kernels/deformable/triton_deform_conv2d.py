@@ -42,6 +42,7 @@ def deform_conv2d_kernel(
     C,
     HO,
     WO,
+    first_row,
     offset_image,
     offset_row,
     offset_pixel,
@@ -84,7 +85,7 @@ def deform_conv2d_kernel(
     real_o = o < OUT
     sums = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     for tap in range(TAPS):
-        row = i * STRIDE - PADDING + (tap // KW) * DILATION
+        row = i * STRIDE + first_row - PADDING + (tap // KW) * DILATION
         column = j * STRIDE - PADDING + (tap % KW) * DILATION
         for run in range(INPUTS // RUN):
             channel = group * INPUTS + run * RUN
@@ -120,6 +121,7 @@ def deform_conv2d(
     stride: int,
     padding: int,
     dilation: int,
+    first: int,
     out: torch.Tensor,
 ) -> None:
     """Launches the kernel; the arguments have been checked, x and out are channels-last, offset's and mask's channels
@@ -146,6 +148,7 @@ def deform_conv2d(
         channels,
         out.shape[2],
         out.shape[3],
+        first,
         *(offset.stride(axis) for axis in (0, 2, 3)),
         *(given.stride(axis) for axis in (0, 2, 3)),
         STRIDE=stride,

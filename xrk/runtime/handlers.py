@@ -2,6 +2,7 @@
 
 from xrk.runtime import (
     nodes_convolution,
+    nodes_deformable,
     nodes_elementwise,
     nodes_global,
     nodes_interpolation,
@@ -14,6 +15,7 @@ from xrk.runtime import (
 
 __all__ = [
     "nodes_convolution",
+    "nodes_deformable",
     "nodes_elementwise",
     "nodes_global",
     "nodes_interpolation",

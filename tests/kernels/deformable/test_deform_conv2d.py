@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from xrk.kernels.deformable.deform_conv2d import deform_conv2d_reference
+from xrk.kernels.deformable.deform_conv2d import deform_conv2d_reference, deform_rows
 
 from xrk import _native, kernels
 
@@ -236,3 +236,22 @@ def test_bad_arguments(changes, error, words):
     good = {"x": X, "offset": OFFSET, "weight": torch.zeros(8, 4, 3, 3), "mask": MASK, "padding": 1}
     with pytest.raises(error, match=words):
         kernels.deform_conv2d(**{**good, **changes})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_some_rows_are_those_of_the_whole(simd, case):
+    """Bit for bit, of the whole map and of a window that holds what they look at."""
+    (x, offset, weight, bias, mask), numbers = arguments(case, reach=1.0)
+    whole = kernels.deform_conv2d(x, offset, weight, bias, mask, *numbers)
+    stride, _, _ = numbers
+    for a in range(0, whole.shape[2], 3):
+        rows = slice(a, a + 2)
+        of = (offset[:, :, rows], mask[:, :, rows], weight, bias, *numbers)
+        assert torch.equal(deform_rows(x, *of, a * stride), whole[:, :, rows])
+        above = max(0, a * stride - 9)
+        window = channels_last(x[:, :, above : a * stride + 18])
+        assert torch.equal(deform_rows(window, *of, a * stride - above), whole[:, :, rows])
+    last = whole.shape[2] - 1
+    part = deform_conv2d_reference(x, offset[:, :, last:], weight, bias, mask[:, :, last:], *numbers, last * stride)
+    expected = deform_conv2d_reference(x, offset, weight, bias, mask, *numbers)[:, :, last:]
+    torch.testing.assert_close(part, expected)
