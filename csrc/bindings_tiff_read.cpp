@@ -4,11 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "tiff/libraries.h"
 #include "tiff/reader.h"
@@ -71,7 +73,7 @@ void check_place(std::int64_t row, std::int64_t column, std::uint64_t rows, std:
 std::unique_ptr<tiff::Reader> make_reader(int descriptor, std::uint64_t cache_bytes, std::uint64_t segment_bytes) {
   return guarded([&] {
     tiff::Limits limits;
-    limits.segment_bytes = std::min(limits.segment_bytes, segment_bytes);
+    limits.segment_bytes = segment_bytes;
     return std::make_unique<tiff::Reader>(std::make_unique<tiff::Input>(descriptor), limits, cache_bytes);
   });
 }
@@ -132,8 +134,30 @@ py::list list_entries(const tiff::Reader& reader, std::uint64_t frame) {
   return list;
 }
 
-void read_window(tiff::Reader& reader, std::uint64_t frame, std::int64_t row, std::int64_t column, py::array out,
-                 const std::string& border, const py::object& levels, int threads_) {
+using Doubles = py::array_t<double, py::array::c_style>;
+using Flags = py::array_t<bool, py::array::c_style>;
+
+// A value for each pixel, or one for all, which `row` then holds.
+const double* per_pixel(const py::object& given, const char* name, const tiff::Geometry& g, std::vector<double>& row,
+                        std::size_t& stride) {
+  if (!py::isinstance<py::array>(given)) {
+    row.assign(g.width, given.cast<double>());
+    stride = 0;
+    return row.data();
+  }
+  if (!Doubles::check_(given)) throw py::type_error(std::string(name) + " must be a C-contiguous array of float64");
+  const auto array = py::reinterpret_borrow<Doubles>(given);
+  if (array.ndim() != 2 || static_cast<std::uint64_t>(array.shape(0)) != g.height ||
+      static_cast<std::uint64_t>(array.shape(1)) != g.width) {
+    throw py::value_error(std::string(name) + " has not the frame's height and width");
+  }
+  stride = g.width;
+  return array.data();
+}
+
+std::uint64_t read_window(tiff::Reader& reader, std::uint64_t frame, std::int64_t row, std::int64_t column,
+                          py::array out, const std::string& border, const py::object& levels, int threads_,
+                          const py::object& correction_) {
   check_frame(reader, frame);
   const tiff::Geometry& g = reader.frame(frame).geometry;
   const char order = out.dtype().byteorder();
@@ -171,11 +195,33 @@ void read_window(tiff::Reader& reader, std::uint64_t frame, std::int64_t row, st
     window.black = pair.first;
     window.inverse_range = pair.second;
   }
+  tiff::Correction correction;
+  std::vector<double> dark, gain;
+  std::atomic<std::uint64_t> limited{0};
+  if (!correction_.is_none()) {
+    const auto parts = correction_.cast<py::tuple>();
+    if (parts.size() != 4) throw py::value_error("correction is (dark, gain, pedestal, invalid)");
+    correction.dark = per_pixel(parts[0], "dark", g, dark, correction.dark_stride);
+    correction.gain = per_pixel(parts[1], "gain", g, gain, correction.gain_stride);
+    correction.pedestal = parts[2].cast<double>();
+    if (!parts[3].is_none()) {
+      if (!Flags::check_(parts[3])) throw py::type_error("invalid must be a C-contiguous array of bool");
+      const auto invalid = py::reinterpret_borrow<Flags>(parts[3]);
+      if (invalid.ndim() != 2 || static_cast<std::uint64_t>(invalid.shape(0)) != g.height ||
+          static_cast<std::uint64_t>(invalid.shape(1)) != g.width) {
+        throw py::value_error("invalid has not the frame's height and width");
+      }
+      correction.invalid = reinterpret_cast<const unsigned char*>(invalid.data());
+    }
+    window.correction = &correction;
+    window.limited = &limited;
+  }
   const std::size_t threads = checked_threads(threads_);
   guarded([&] {
     reader.read(window, threads);
     return 0;
   });
+  return limited;
 }
 
 void load_window(tiff::Reader& reader, std::uint64_t frame, std::int64_t row, std::int64_t column, std::uint64_t rows,
@@ -211,7 +257,8 @@ void bind_tiff_read(py::module_& m) {
                            "All methods may be called from several threads at once.")
       .def(py::init(&make_reader), py::arg("descriptor"), py::arg("cache_bytes"), py::arg("segment_bytes"),
            "Reads the directories. descriptor: of a file open for reading, which is the reader's own from here on.\n"
-           "cache_bytes: of decoded segments that are kept. segment_bytes: the largest compressed segment, decoded.\n"
+           "cache_bytes: of decoded segments that are kept. segment_bytes: of the largest one that is decoded at once; larger\n"
+           "ones come in parts, from their first row on.\n"
            "Raises TiffFailure where the file is damaged.")
       .def_property_readonly("size", [](const tiff::Reader& r) { return r.input().size(); }, "Bytes of the file.")
       .def_property_readonly("byteorder", [](const tiff::Reader& r) {
@@ -250,11 +297,16 @@ void bind_tiff_read(py::module_& m) {
       .def("entries", &list_entries, py::arg("frame"), "(tag, type, count, values as stored) of a frame's directory.")
       .def("read", &read_window, py::arg("frame"), py::arg("row"), py::arg("column"), py::arg("out"),
            py::arg("border") = "reflect", py::arg("levels") = py::none(), py::arg("threads") = 1,
+           py::arg("correction") = py::none(),
            "Writes the window of out's shape whose first pixel is at (row, column), which may lie outside the frame.\n\n"
            "out: (rows, columns) with adjacent pixels; of the frame's dtype, or with levels = (black, inverse_range) of\n"
            "float16, float32 or float64: (count - black) * inverse_range in double precision, rounded once.\n"
            "border: what stands outside the frame, as numpy.pad names it: 'reflect', 'symmetric', 'edge', 'constant'\n"
            "(0 in out); the first three repeat pixels that must lie in the window too.\n"
+           "correction: (dark, gain, pedestal, invalid): counts first become (count - dark) * gain + pedestal, integers\n"
+           "rounded half to even and limited to their range; dark and gain are float64 arrays of the frame's shape, or one\n"
+           "number each; invalid is a bool array of that shape, or None: these pixels stay as they are.\n"
+           "Returns how many pixels the correction limited.\n"
            "Raises TiffFailure where the file is damaged; ValueError and TypeError for an out that does not fit.")
       .def("load", &load_window, py::arg("frame"), py::arg("row"), py::arg("column"), py::arg("rows"),
            py::arg("columns"), py::arg("threads") = 1, "Decodes what `read` will need, as far as the cache holds it.")

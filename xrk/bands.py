@@ -18,6 +18,7 @@ from xrk import radiograph
 __all__ = ["Band", "Frames", "InOrder", "Pixels"]
 
 Read = Callable[[int, int, int], np.ndarray]
+Corrected = Callable[[int, int, int, radiograph.Correction], tuple[np.ndarray, int]]
 
 
 class Band(NamedTuple):
@@ -39,6 +40,7 @@ class Pixels:
         ahead: whether reading takes so long that it is worth a thread.
         masks: nonzero where a pixel is invalid; bool or uint8, (H, W) or the image's shape.
         correction: dark and flat-field correction of every frame.
+        corrected: those rows corrected, and how many pixels were clipped, where reading does both in one pass.
         bad: bool (H, W): the detector's bad pixels; they get their filling for good, and are enhanced like all others.
     """
 
@@ -48,6 +50,7 @@ class Pixels:
     ahead: bool = False
     masks: tuple[np.ndarray, ...] = ()
     correction: radiograph.Correction | None = None
+    corrected: Corrected | None = None
     bad: np.ndarray | None = None
 
     @property
@@ -101,11 +104,13 @@ class Frames:
 
     def counts(self, frame: int, a: int, b: int) -> np.ndarray:
         """Rows [a, b) as they are to be enhanced, invalid pixels as they came."""
-        counts = self.pixels.read(frame, a, b)
         correction = self.pixels.correction
         if correction is None:
-            return counts
-        corrected, clipped = correction.rows(a, b).apply(counts)
+            return self.pixels.read(frame, a, b)
+        if self.pixels.corrected is not None:
+            corrected, clipped = self.pixels.corrected(frame, a, b, correction)
+        else:
+            corrected, clipped = correction.rows(a, b).apply(self.pixels.read(frame, a, b))
         if a % self.group == 0 and b == min(a + self.group, self.height):
             self.clipped[frame, a] = clipped
         return corrected

@@ -281,8 +281,8 @@ def _apply_residual(frame: np.ndarray, before: np.ndarray, after: np.ndarray, sc
 class Correction:
     """Dark and flat-field correction of one detector, ready for frame after frame; `prepare_correction` makes it."""
 
-    dark: np.ndarray | float  # (H, W) float64, counts
-    gain: np.ndarray | float  # (H, W) float64: median(F - D) / (F - D), 0 where invalid
+    dark: np.ndarray | np.float64  # (H, W) float64, counts
+    gain: np.ndarray | np.float64  # (H, W) float64: median(F - D) / (F - D), 0 where invalid
     pedestal: float  # the dark's median, added again
     invalid: np.ndarray | None  # (H, W) bool: F <= D, or a reference that is not finite
 
@@ -333,7 +333,7 @@ def prepare_correction(
     """
     d = offset if dark is None else _mean_reference(dark, "dark frame", shape)
     invalid = np.zeros(shape, bool) if dark is None else ~np.isfinite(d)
-    gain = 1.0
+    gain = np.float64(1.0)
     if flat is not None:
         with np.errstate(invalid="ignore"):  # Inf - Inf, invalid either way
             signal = _mean_reference(flat, "flat field", shape) - d
@@ -344,8 +344,7 @@ def prepare_correction(
     elif invalid.all():
         raise InputError("The dark frame has no finite pixel; expected counts.")
     pedestal = offset if dark is None else float(np.median(d[~invalid]))
-    if dark is not None:
-        d = np.where(invalid, 0.0, d)
+    d = np.float64(d) if dark is None else np.where(invalid, 0.0, d)  # numpy keeps float32 beside a plain number
     return Correction(d, gain, pedestal, invalid if invalid.any() else None)
 
 
@@ -367,7 +366,7 @@ def _mean_reference(reference: np.ndarray, name: str, shape: tuple[int, int]) ->
     if reference.ndim not in (2, 3) or 0 in reference.shape or reference.shape[-2:] != tuple(shape):
         raise InputError(f"The {name} has shape {reference.shape}; expected {tuple(shape)}, or a stack of such frames.")
     if reference.ndim == 2:
-        return reference.astype(np.float64)
+        return reference.astype(np.float64, order="C")
     total = np.zeros(shape)
     for one in reference:
         total += one

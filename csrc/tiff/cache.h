@@ -1,4 +1,4 @@
-// Decoded segments, kept as long as a budget of bytes allows: windows that overlap decode what they share once.
+// Decoded segments, or parts of large ones, kept as long as a budget of bytes allows: windows that overlap decode what they share once.
 #pragma once
 
 #include <condition_variable>
@@ -66,8 +66,10 @@ class Spares {
 class Cache {
  public:
   struct Key {
-    std::uint64_t page, segment;
-    bool operator==(const Key& other) const { return page == other.page && segment == other.segment; }
+    std::uint64_t page, segment, part;
+    bool operator==(const Key& other) const {
+      return page == other.page && segment == other.segment && part == other.part;
+    }
   };
 
   explicit Cache(std::uint64_t budget) : budget_(budget), spares_(std::make_shared<Spares>()) {}
@@ -140,7 +142,8 @@ class Cache {
   };
   struct Hash {
     std::size_t operator()(const Key& key) const {
-      return static_cast<std::size_t>((key.page * 0x9e3779b97f4a7c15u) ^ (key.segment * 0xc2b2ae3d27d4eb4fu));
+      return static_cast<std::size_t>((key.page * 0x9e3779b97f4a7c15u) ^ (key.segment * 0xc2b2ae3d27d4eb4fu) ^
+                                      (key.part * 0x165667b19e3779f9u));
     }
   };
 

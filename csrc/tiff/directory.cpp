@@ -4,6 +4,8 @@
 #include <array>
 #include <unordered_set>
 
+#include "stream.h"
+
 namespace xrk::tiff {
 namespace {
 
@@ -284,11 +286,9 @@ void Directory::look_at(Page& page, const std::vector<unsigned char>& block) {
     }
     (sizes ? page.counts : page.offsets) = values;
   }
-  const std::uint64_t largest = checked_multiply(g.row_bytes(), g.segment_height);
-  if (g.compression != Compression::none && std::max(largest, g.decoded_bytes(0)) > limits_.segment_bytes) {
-    damaged("it declares compressed" + what + " of " + to_string(largest) + " bytes, more than the " +
-                to_string(limits_.segment_bytes) + " that xrk takes",
-            page.offset);
+  const std::uint64_t largest = std::max(checked_multiply(g.row_bytes(), g.segment_height), g.decoded_bytes(0));
+  if (g.compression != Compression::none && largest > limits_.segment_bytes && !can_stream(g.compression)) {
+    unsupported_ = "compressed" + what + " of " + to_string(largest) + " bytes, which no library here decodes in parts";
   }
 }
 

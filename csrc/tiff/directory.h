@@ -16,7 +16,7 @@ struct Limits {
   std::uint64_t side = (std::uint64_t{1} << 31) - 1;     // pixels in one direction
   std::uint64_t pixels = std::uint64_t{1} << 40;         // of a page
   std::uint64_t pages = std::uint64_t{1} << 20;
-  std::uint64_t segment_bytes = std::uint64_t{1} << 31;  // of a compressed segment, decoded
+  std::uint64_t segment_bytes = std::uint64_t{1} << 25;  // of a compressed segment that is decoded at once
   // Compressed segments beyond this size may not grow more than `growth` times: a small file must not fill the memory.
   std::uint64_t bomb_bytes = std::uint64_t{1} << 28;
   std::uint64_t growth = 32;

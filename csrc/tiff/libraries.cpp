@@ -60,6 +60,12 @@ std::unique_ptr<Zlib> find_zlib() {
   found->compress2 = ::compress2;
   found->compress_bound = ::compressBound;
   found->uncompress = ::uncompress;
+  static_assert(sizeof(ZlibState) == sizeof(z_stream));
+  found->inflate_init = [](ZlibState* state, const char* version, int state_bytes) {
+    return ::inflateInit_(reinterpret_cast<z_stream*>(state), version, state_bytes);
+  };
+  found->inflate = [](ZlibState* state, int flush) { return ::inflate(reinterpret_cast<z_stream*>(state), flush); };
+  found->inflate_end = [](ZlibState* state) { return ::inflateEnd(reinterpret_cast<z_stream*>(state)); };
 #else
   Loaded library({"libz.so.1", "libz.1.dylib"});
   const char* (*version)() = nullptr;
@@ -67,6 +73,9 @@ std::unique_ptr<Zlib> find_zlib() {
   library.bind(found->compress2, "compress2");
   library.bind(found->compress_bound, "compressBound");
   library.bind(found->uncompress, "uncompress");
+  library.bind(found->inflate_init, "inflateInit_");
+  library.bind(found->inflate, "inflate");
+  library.bind(found->inflate_end, "inflateEnd");
   if (!library.complete() || version()[0] != '1') {
     library.close();
     return nullptr;
@@ -157,6 +166,14 @@ std::unique_ptr<Libzstd> find_libzstd() {
     return ZSTD_decompressDCtx(static_cast<ZSTD_DCtx*>(decompressor), out, available, in, in_bytes);
   };
   found->free_decompressor = [](void* d) { return ZSTD_freeDCtx(static_cast<ZSTD_DCtx*>(d)); };
+  static_assert(sizeof(Libzstd::In) == sizeof(ZSTD_inBuffer) && sizeof(Libzstd::Out) == sizeof(ZSTD_outBuffer));
+  found->create_stream = []() -> void* { return ZSTD_createDStream(); };
+  found->init_stream = [](void* stream) { return ZSTD_initDStream(static_cast<ZSTD_DStream*>(stream)); };
+  found->decompress_stream = [](void* stream, Libzstd::Out* out, Libzstd::In* in) {
+    return ZSTD_decompressStream(static_cast<ZSTD_DStream*>(stream), reinterpret_cast<ZSTD_outBuffer*>(out),
+                                 reinterpret_cast<ZSTD_inBuffer*>(in));
+  };
+  found->free_stream = [](void* stream) { return ZSTD_freeDStream(static_cast<ZSTD_DStream*>(stream)); };
   const unsigned number = ZSTD_versionNumber();
 #else
   Loaded library({"libzstd.so.1", "libzstd.1.dylib"});
@@ -172,6 +189,10 @@ std::unique_ptr<Libzstd> find_libzstd() {
   library.bind(found->create_decompressor, "ZSTD_createDCtx");
   library.bind(found->decompress, "ZSTD_decompressDCtx");
   library.bind(found->free_decompressor, "ZSTD_freeDCtx");
+  library.bind(found->create_stream, "ZSTD_createDStream");
+  library.bind(found->init_stream, "ZSTD_initDStream");
+  library.bind(found->decompress_stream, "ZSTD_decompressStream");
+  library.bind(found->free_stream, "ZSTD_freeDStream");
   if (!library.complete()) {
     library.close();
     return nullptr;

@@ -8,7 +8,25 @@
 
 namespace xrk::tiff {
 
-// zlib's calls for whole buffers (compress.c, uncompr.c). Results: 0 done, -3 damaged data, -5 the output is too small.
+// zlib's z_stream.
+struct ZlibState {
+  const unsigned char* next_in;
+  unsigned avail_in;
+  unsigned long total_in;
+  unsigned char* next_out;
+  unsigned avail_out;
+  unsigned long total_out;
+  const char* msg;
+  void* state;
+  void* (*zalloc)(void* opaque, unsigned items, unsigned size);
+  void (*zfree)(void* opaque, void* address);
+  void* opaque;
+  int data_type;
+  unsigned long adler, reserved;
+};
+
+// zlib's calls for whole buffers (compress.c, uncompr.c), and for streams (inflate.c). Results: 0 done, 1 the stream's
+// end, -3 damaged data, -4 no memory, -5 the output is too small, or a stream needs more input.
 struct Zlib {
   std::string version;
   bool bound;  // at build; else loaded
@@ -16,6 +34,9 @@ struct Zlib {
                    int level);
   unsigned long (*compress_bound)(unsigned long in_bytes);
   int (*uncompress)(unsigned char* out, unsigned long* out_bytes, const unsigned char* in, unsigned long in_bytes);
+  int (*inflate_init)(ZlibState* state, const char* version, int state_bytes);
+  int (*inflate)(ZlibState* state, int flush);
+  int (*inflate_end)(ZlibState* state);
 };
 
 // libdeflate, for zlib streams in whole buffers. A compressor or decompressor serves one thread at a time.
@@ -35,8 +56,17 @@ struct Libdeflate {
   void (*free_decompressor)(void* decompressor);
 };
 
-// libzstd, for whole buffers. A context serves one thread at a time; results are sizes, or what is_error says of them.
+// libzstd, for whole buffers and for streams. A context serves one thread at a time; results are sizes, or what is_error
+// says of them; of decompress_stream 0 at the end of a frame.
 struct Libzstd {
+  struct In {
+    const void* src;
+    std::size_t size, pos;
+  };
+  struct Out {
+    void* dst;
+    std::size_t size, pos;
+  };
   std::string version;
   bool bound;
   std::size_t (*compress_bound)(std::size_t in_bytes);
@@ -51,6 +81,10 @@ struct Libzstd {
   std::size_t (*decompress)(void* decompressor, void* out, std::size_t out_available, const void* in,
                             std::size_t in_bytes);
   std::size_t (*free_decompressor)(void* decompressor);
+  void* (*create_stream)();
+  std::size_t (*init_stream)(void* stream);
+  std::size_t (*decompress_stream)(void* stream, Out* out, In* in);
+  std::size_t (*free_stream)(void* stream);
 };
 
 // The library, or nullptr where there is none (or none of a known version), or `allow_library` has ruled it out.

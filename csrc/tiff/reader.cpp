@@ -17,6 +17,8 @@ constexpr std::size_t chunk_bytes = std::size_t{1} << 18;    // of uncompressed 
 constexpr std::size_t worth_a_call = 2048;                    // bytes that are not needed cost less than a system call
 constexpr std::size_t kept_scratch = std::size_t{1} << 24;  // of a worker, from one call to the next
 constexpr std::size_t kept_tables = 8;
+constexpr std::uint64_t parts = 32;  // of the most that is decoded at once: what comes at a time of a larger segment
+constexpr std::size_t kept_running = 64;
 
 const char* codec_name(Compression compression) {
   switch (compression) {
@@ -31,6 +33,36 @@ const char* codec_name(Compression compression) {
   }
 }
 
+[[noreturn]] void refuse(Outcome outcome, const Geometry& g, const Segment& segment, std::uint64_t index) {
+  const std::string what = outcome == Outcome::too_short  ? " end before the "
+                           : outcome == Outcome::too_long ? " hold more than the "
+                                                          : " are damaged, which should be the ";
+  throw Failure(Failure::Kind::damaged,
+                std::string("the ") + codec_name(g.compression) + " data of " + (g.tiled ? "tile " : "strip ") +
+                    to_string(index + 1) + " of " + to_string(g.segments()) + what + to_string(g.stored_bytes(index)) +
+                    " bytes of its pixels",
+                segment.offset);
+}
+
+// Whether rows are decoded in a place of their own, before their pixels are put together.
+bool aside(const Geometry& g) { return g.packed() || g.predictor == Predictor::floating; }
+
+// From `count` rows as they were compressed to pixels in the machine's byte order, in `out`: where the rows lie already,
+// unless they are `aside`. The rows are used up.
+void finish_rows(const Geometry& g, unsigned char* rows, std::uint64_t count, unsigned char* out) {
+  const RowKernels& kernels = active_rows();
+  const std::size_t row_bytes = g.row_bytes(), width = g.segment_width, pixel = g.pixel_bytes();
+  const bool swap = g.order != machine_order && pixel > 1 && !aside(g);
+  for (std::uint64_t row = 0; row < count; ++row) {
+    unsigned char* const from = rows + row * row_bytes;
+    unsigned char* const to = out + row * width * pixel;
+    if (swap) kernels.swap(from, width, pixel);
+    if (g.predictor == Predictor::horizontal) kernels.accumulate(from, width, pixel);
+    if (g.predictor == Predictor::floating) kernels.unfold(from, to, width, pixel);
+    if (g.packed()) kernels.unpack(from, reinterpret_cast<std::uint16_t*>(to), width, g.bits);
+  }
+}
+
 unsigned char* at_least(std::vector<unsigned char>& buffer, std::size_t bytes) {
   if (buffer.size() < bytes) buffer.resize(bytes);
   return buffer.data();
@@ -39,7 +71,7 @@ unsigned char* at_least(std::vector<unsigned char>& buffer, std::size_t bytes) {
 }  // namespace
 
 Reader::Reader(std::unique_ptr<Input> input, const Limits& limits, std::uint64_t cache_bytes)
-    : input_(std::move(input)), directory_(*input_, limits), cache_(cache_bytes) {
+    : input_(std::move(input)), whole_bytes_(limits.segment_bytes), directory_(*input_, limits), cache_(cache_bytes) {
   for (std::size_t i = 0; i < directory_.pages().size(); ++i) {
     if (directory_.pages()[i].full()) frames_.push_back(i);
   }
@@ -149,14 +181,12 @@ void Reader::run_jobs(std::uint64_t count, std::size_t threads, const Job& job) 
 // The segment's pixels, rows of segment_width of them, in the machine's byte order.
 void Reader::decode(const Geometry& g, const Segment& segment, std::uint64_t index, unsigned char* out,
                     Worker& worker) const {
-  const RowKernels& kernels = active_rows();
   const std::size_t bytes = g.stored_bytes(index), row_bytes = g.row_bytes();
   // No codec makes twice as much of anything: the rest of a larger segment is not part of its image.
   const bool compressed = g.compression != Compression::none;
   const std::size_t stored =
       compressed ? std::min<std::uint64_t>(segment.bytes, 2 * std::uint64_t{bytes} + 65536) : bytes;
-  const bool aside = g.packed() || g.predictor == Predictor::floating;
-  unsigned char* rows = aside ? at_least(worker.rows, bytes + decoder_slack) : out;
+  unsigned char* rows = aside(g) ? at_least(worker.rows, bytes + decoder_slack) : out;
   unsigned char* const in = compressed ? at_least(worker.stored, stored + decoder_slack) : rows;
   input_->read(segment.offset, in, stored);
   Outcome outcome = Outcome::complete;
@@ -166,39 +196,64 @@ void Reader::decode(const Geometry& g, const Segment& segment, std::uint64_t ind
     // The last strip, which some writers fill up to the height of the others.
     rows = at_least(worker.rows, whole + decoder_slack);
     outcome = worker.decoders.decode(g.compression, in, stored, rows, whole);
-    if (!aside) std::memcpy(out, rows, bytes);
-    if (!aside) rows = out;
+    if (!aside(g)) std::memcpy(out, rows, bytes);
+    if (!aside(g)) rows = out;
   }
-  if (outcome != Outcome::complete) {
-    const std::string what = outcome == Outcome::too_short  ? " end before the "
-                             : outcome == Outcome::too_long ? " hold more than the "
-                                                            : " are damaged, which should be the ";
-    throw Failure(Failure::Kind::damaged,
-                  std::string("the ") + codec_name(g.compression) + " data of " + (g.tiled ? "tile " : "strip ") +
-                      to_string(index + 1) + " of " + to_string(g.segments()) + what + to_string(bytes) +
-                      " bytes of its pixels",
-                  segment.offset);
-  }
-  const std::size_t count = g.segment_width, pixel = g.pixel_bytes();
-  const bool swap = g.order != machine_order && pixel > 1 && !aside;
-  for (std::uint64_t row = 0; row < g.stored_rows(index); ++row) {
-    unsigned char* const from = rows + row * row_bytes;
-    if (swap) kernels.swap(from, count, pixel);
-    if (g.predictor == Predictor::horizontal) kernels.accumulate(from, count, pixel);
-    if (g.predictor == Predictor::floating) kernels.unfold(from, out + row * count * pixel, count, pixel);
-    if (g.packed()) {
-      kernels.unpack(from, reinterpret_cast<std::uint16_t*>(out + row * count * pixel), count, g.bits);
-    }
-  }
+  if (outcome != Outcome::complete) refuse(outcome, g, segment, index);
+  finish_rows(g, rows, g.stored_rows(index), out);
 }
 
-BlockPointer Reader::block(std::uint64_t frame, const std::vector<Segment>& table, std::uint64_t index,
-                           Worker& worker) {
+// Rows of a block in the cache: a segment's, or those of a part of it where it is too large to be decoded at once.
+std::uint64_t Reader::block_rows(const Geometry& g) const {
+  if (g.compression == Compression::none || g.decoded_bytes(0) <= whole_bytes_) return g.segment_height;
+  return std::max<std::uint64_t>(1, whole_bytes_ / parts / (g.segment_width * g.pixel_bytes()));
+}
+
+// One part of a segment's pixels. Parts that come before are decoded once more where the stream is beyond this one.
+void Reader::decode_part(std::uint64_t frame, const Segment& segment, std::uint64_t index, std::uint64_t part,
+                         unsigned char* out, Worker& worker) {
   const Geometry& g = this->frame(frame).geometry;
-  return cache_.get({frame, index}, [&](std::unique_ptr<Block> spare) {
-    const std::size_t bytes = g.decoded_bytes(index) + decoder_slack;
+  const std::uint64_t height = block_rows(g), first = part * height, stored = g.stored_rows(index);
+  const std::uint64_t end = std::min(first + height, stored);
+  const std::lock_guard<std::mutex> lock(running_mutex_);
+  const auto found = std::find_if(running_.begin(), running_.end(), [&](const Running& one) {
+    return one.frame == frame && one.segment == index;
+  });
+  Running here{frame, index, 0, nullptr};
+  if (found != running_.end()) {
+    if (found->row <= first) here = std::move(*found);
+    running_.erase(found);
+  }
+  if (here.stream == nullptr) here.stream = open_stream(g.compression, *input_, segment.offset, segment.bytes);
+  while (here.row < end) {
+    if (cancelled_) throw Failure(Failure::Kind::cancelled, "it was closed while it was read");
+    const std::uint64_t rows = std::min(height, end - here.row), bytes = rows * g.row_bytes();
+    const bool wanted = here.row == first;
+    unsigned char* const to = aside(g) || !wanted ? at_least(worker.rows, bytes) : out;
+    Outcome outcome = here.stream->next(to, bytes);
+    here.row += rows;
+    if (outcome == Outcome::complete && here.row == stored) outcome = here.stream->finish();
+    if (outcome != Outcome::complete) refuse(outcome, g, segment, index);
+    if (wanted) finish_rows(g, to, rows, out);
+  }
+  running_.push_front(std::move(here));
+  if (running_.size() > kept_running) running_.pop_back();
+}
+
+// The pixels of a segment, or of a part of it (see block_rows).
+BlockPointer Reader::block(std::uint64_t frame, const std::vector<Segment>& table, std::uint64_t index,
+                           std::uint64_t part, Worker& worker) {
+  const Geometry& g = this->frame(frame).geometry;
+  return cache_.get({frame, index, part}, [&](std::unique_ptr<Block> spare) {
+    const std::uint64_t height = block_rows(g);
+    const bool whole = height >= g.segment_height;
+    const std::size_t bytes = (whole ? g.decoded_bytes(index) : height * g.segment_width * g.pixel_bytes()) + decoder_slack;
     if (!spare || spare->bytes() < bytes || spare->bytes() / 2 > bytes) spare = std::make_unique<Block>(bytes);
-    decode(g, table[index], index, spare->data(), worker);
+    if (whole) {
+      decode(g, table[index], index, spare->data(), worker);
+    } else {
+      decode_part(frame, table[index], index, part, spare->data(), worker);
+    }
     ++decoded_;
     return spare;
   });
@@ -224,31 +279,57 @@ void Reader::place(const Window& window, const Geometry& g, std::uint64_t row, s
   const auto x = static_cast<std::size_t>(static_cast<std::int64_t>(column) - window.column);
   const std::size_t bytes = window.values ? value_sizes[window.value] : g.pixel_bytes();
   unsigned char* const to = window.out + y * window.row_stride + x * bytes;
-  if (!window.values) {
-    if (to != pixels) std::memcpy(to, pixels, count * bytes);
-    return;
+  const auto normalise = active_rows().normalise[pixel_of(g)][window.value];
+  if (window.correction != nullptr) {
+    const Correction& c = *window.correction;
+    const auto correct = active_rows().correct[pixel_of(g)];
+    const double* const dark = c.dark + row * c.dark_stride + column;
+    const double* const gain = c.gain + row * c.gain_stride + column;
+    const unsigned char* const invalid = c.invalid ? c.invalid + row * g.width + column : nullptr;
+    // Corrected counts on their way to values stay in the first-level cache.
+    constexpr std::size_t span = 512;
+    unsigned char counts[span * 8];
+    std::uint64_t limited = 0;
+    for (std::size_t at = 0; at < count; at += span) {
+      const std::size_t here = std::min<std::size_t>(span, count - at);
+      unsigned char* const target = window.values ? counts : to + at * bytes;
+      limited += correct(pixels + at * g.pixel_bytes(), dark + at, gain + at, c.pedestal, invalid ? invalid + at : nullptr,
+                         target, here);
+      if (window.values) normalise(counts, window.black, window.inverse_range, to + at * bytes, here);
+    }
+    if (limited != 0 && window.limited != nullptr) *window.limited += limited;
+  } else if (window.values) {
+    normalise(pixels, window.black, window.inverse_range, to, count);
+  } else if (to != pixels) {
+    std::memcpy(to, pixels, count * bytes);
   }
-  active_rows().normalise[pixel_of(g)][window.value](pixels, window.black, window.inverse_range, to, count);
 }
 
+// Calls use(first row, first column, rows, pixels) for each decoded block that touches the area.
 template <typename Use>
-void Reader::for_segments(std::uint64_t frame, const Area& area, std::size_t threads, const Use& use) {
+void Reader::for_blocks(std::uint64_t frame, const Area& area, std::size_t threads, const Use& use) {
   const Geometry& g = this->frame(frame).geometry;
   const Table segments = table(frame);
   const std::uint64_t first = area.left / g.segment_width, across = (area.right - 1) / g.segment_width - first + 1;
-  const std::uint64_t top = area.top / g.segment_height, down = (area.bottom - 1) / g.segment_height - top + 1;
-  run_jobs(across * down, threads, [&](std::uint64_t i, Worker& worker) {
-    const std::uint64_t y = top + i / across, x = first + i % across;
-    use(y, x, block(frame, *segments, y * g.across() + x, worker));
+  const std::uint64_t height = block_rows(g), each = divide_up(g.segment_height, height);
+  const auto place_of = [&](std::uint64_t row) {
+    return row / g.segment_height * each + row % g.segment_height / height;
+  };
+  const std::uint64_t top = place_of(area.top), down = place_of(area.bottom - 1) - top + 1;
+  // Parts of one segment come one after the other, whoever asks for them.
+  run_jobs(across * down, each > 1 ? 1 : threads, [&](std::uint64_t i, Worker& worker) {
+    const std::uint64_t y = (top + i / across) / each, part = (top + i / across) % each, x = first + i % across;
+    use(y * g.segment_height + part * height, x * g.segment_width, std::min(height, g.segment_height - part * height),
+        block(frame, *segments, y * g.across() + x, part, worker));
   });
 }
 
 void Reader::read_segments(const Window& window, const Area& area, std::size_t threads) {
   const Geometry& g = frame(window.page).geometry;
-  for_segments(window.page, area, threads, [&](std::uint64_t y, std::uint64_t x, const BlockPointer& block) {
-    const std::uint64_t left = x * g.segment_width, above = y * g.segment_height;
+  for_blocks(window.page, area, threads,
+             [&](std::uint64_t above, std::uint64_t left, std::uint64_t rows, const BlockPointer& block) {
     const std::uint64_t from = std::max(area.left, left), to = std::min(area.right, left + g.segment_width);
-    const std::uint64_t bottom = std::min(area.bottom, above + g.segment_height);
+    const std::uint64_t bottom = std::min(area.bottom, above + rows);
     const std::size_t pixel = g.pixel_bytes();
     for (std::uint64_t row = std::max(area.top, above); row < bottom; ++row) {
       const std::size_t at = ((row - above) * g.segment_width + (from - left)) * pixel;
@@ -267,7 +348,7 @@ void Reader::read_rows(const Window& window, const Area& area, const std::vector
   const std::uint64_t from = std::max(area.left, left), to = std::min(area.right, left + g.segment_width);
   const std::size_t needed = (to - from) * pixel;
   const bool swap = g.order != machine_order && pixel > 1 && !g.packed();
-  const bool as_stored = !window.values && !g.packed();
+  const bool as_stored = !window.values && !g.packed() && window.correction == nullptr;
   const bool row_by_row = !g.packed() && row_bytes - needed > worth_a_call;
   for (std::uint64_t row = top; row < bottom;) {
     const std::uint64_t within = row % g.segment_height;
@@ -357,7 +438,7 @@ void Reader::load(const Window& window, std::size_t threads) {
   const Area area = inside(window);
   if (area.top >= area.bottom || area.left >= area.right) return;
   if (!through_cache(frame(window.page).geometry, area)) return;
-  for_segments(window.page, area, threads, [](std::uint64_t, std::uint64_t, const BlockPointer&) {});
+  for_blocks(window.page, area, threads, [](std::uint64_t, std::uint64_t, std::uint64_t, const BlockPointer&) {});
 }
 
 }  // namespace xrk::tiff

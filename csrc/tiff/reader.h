@@ -16,8 +16,19 @@
 #include "format.h"
 #include "input.h"
 #include "rows.h"
+#include "stream.h"
 
 namespace xrk::tiff {
+
+// Dark and flat-field correction: counts become (count - dark) * gain + pedestal in double precision, rounded half to even
+// and limited to their range where they are integers. Counts of invalid pixels, and what is not finite, stay as they are.
+struct Correction {
+  // Of each pixel of the image; rows so many values apart, 0 where all rows are the same.
+  const double *dark = nullptr, *gain = nullptr;
+  std::size_t dark_stride = 0, gain_stride = 0;
+  double pedestal = 0;
+  const unsigned char* invalid = nullptr;  // as wide as the image; null where no pixel is
+};
 
 struct Window {
   std::uint64_t page = 0;           // of Reader::frames
@@ -29,6 +40,8 @@ struct Window {
   bool values = false;  // (count - black) * inverse_range as `value`; else the counts themselves
   Value value = V32;
   double black = 0, inverse_range = 1;
+  const Correction* correction = nullptr;           // of the counts, before they become values
+  std::atomic<std::uint64_t>* limited = nullptr;  // with a correction: counts the pixels that left their range
 };
 
 class Reader {
@@ -65,6 +78,11 @@ class Reader {
   struct Area {
     std::uint64_t top, bottom, left, right;  // in the image; bottom and right excluded
   };
+  // A segment that is decoded from its first row on, and the row that comes next.
+  struct Running {
+    std::uint64_t frame, segment, row;
+    std::unique_ptr<SegmentStream> stream;
+  };
   // What one thread needs, kept from one call to the next.
   struct Worker {
     Decoders decoders;
@@ -76,13 +94,17 @@ class Reader {
   bool through_cache(const Geometry& geometry, const Area& area) const;
   template <typename Job>
   void run_jobs(std::uint64_t count, std::size_t threads, const Job& job);
-  BlockPointer block(std::uint64_t frame, const std::vector<Segment>& table, std::uint64_t index, Worker& worker);
+  std::uint64_t block_rows(const Geometry& geometry) const;
+  BlockPointer block(std::uint64_t frame, const std::vector<Segment>& table, std::uint64_t index, std::uint64_t part,
+                     Worker& worker);
   void decode(const Geometry& geometry, const Segment& segment, std::uint64_t index, unsigned char* out,
               Worker& worker) const;
+  void decode_part(std::uint64_t frame, const Segment& segment, std::uint64_t index, std::uint64_t part,
+                   unsigned char* out, Worker& worker);
   void place(const Window& window, const Geometry& geometry, std::uint64_t row, std::uint64_t column,
              const unsigned char* pixels, std::uint64_t count) const;
   template <typename Use>
-  void for_segments(std::uint64_t frame, const Area& area, std::size_t threads, const Use& use);
+  void for_blocks(std::uint64_t frame, const Area& area, std::size_t threads, const Use& use);
   void read_segments(const Window& window, const Area& area, std::size_t threads);
   void read_uncompressed(const Window& window, const Area& area, std::size_t threads);
   void read_rows(const Window& window, const Area& area, const std::vector<Segment>& table, std::uint64_t column,
@@ -91,6 +113,7 @@ class Reader {
   void give_worker(std::unique_ptr<Worker> worker);
 
   std::unique_ptr<Input> input_;
+  const std::uint64_t whole_bytes_;  // of a segment that is decoded at once
   Directory directory_;
   std::vector<std::size_t> frames_;
   std::uint64_t hidden_ = 0, hidden_start_ = 0;
@@ -101,6 +124,8 @@ class Reader {
   std::mutex mutex_;
   std::list<std::pair<std::uint64_t, Table>> tables_;  // of the pages read last
   std::vector<std::unique_ptr<Worker>> workers_;
+  std::mutex running_mutex_;
+  std::list<Running> running_;  // the one used last first
 };
 
 }  // namespace xrk::tiff

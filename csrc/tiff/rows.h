@@ -29,6 +29,11 @@ struct RowKernels {
   void (*unfold)(unsigned char* row, void* out, std::size_t count, std::size_t bytes);
   // Packed pixels of 10, 12 or 14 bits, the most significant bit first.
   void (*unpack)(const unsigned char* row, std::uint16_t* out, std::size_t count, unsigned bits);
+  // out[i] = (x[i] - dark[i]) * gain[i] + pedestal in double precision, in the pixel's type: integers rounded half to even
+  // and limited to their range, and returned is how many were. Where invalid[i] (it may be null) or x[i] is not finite,
+  // out[i] = x[i].
+  std::uint64_t (*correct[PIXELS])(const void* x, const double* dark, const double* gain, double pedestal,
+                                   const unsigned char* invalid, void* out, std::size_t count);
   // out[i] = (x[i] - black) * inverse_range in double precision, rounded once to the value's type.
   void (*normalise[PIXELS][VALUES])(const void* x, double black, double inverse_range, void* out, std::size_t count);
 };

@@ -2,6 +2,7 @@
 // compiled for its own instruction set; all of it has internal linkage, as in cpu/pixels_path.h and for its reasons.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #ifdef __F16C__
@@ -209,6 +210,51 @@ void normalise_row(const void* x, double black, double inverse_range, void* out,
   }
 }
 
+template <typename P>
+std::uint64_t correct_row(const void* x, const double* dark, const double* gain, double pedestal,
+                          const unsigned char* invalid, void* out, std::size_t count) {
+  const auto* from = static_cast<const unsigned char*>(x);
+  auto* to = static_cast<unsigned char*>(out);
+  constexpr std::size_t step = size_of_pixel(static_cast<const P*>(nullptr)), block = 256;
+  constexpr bool whole = std::numeric_limits<P>::is_integer;
+  double values[block];
+  std::uint64_t limited = 0;
+  for (std::size_t first = 0; first < count; first += block) {
+    const std::size_t number = count - first < block ? count - first : block;
+    XRK_INDEPENDENT
+    for (std::size_t i = 0; i < number; ++i) {
+      values[i] = (real<P>(from + (first + i) * step) - dark[first + i]) * gain[first + i] + pedestal;
+    }
+    for (std::size_t i = 0; i < number; ++i) {
+      const std::size_t at = first + i;
+      const P before = load<P>(from + at * step);
+      const bool stays = invalid != nullptr && invalid[at] != 0;
+      if constexpr (whole) {
+        constexpr double lowest = std::numeric_limits<P>::min(), highest = std::numeric_limits<P>::max();
+        // One step beyond the range still tells what has to be limited; the sum rounds half to even.
+        double v = values[i] < lowest - 1 ? lowest - 1 : values[i];
+        v = v > highest + 1 ? highest + 1 : v;
+        v = (v + 6755399441055744.0) - 6755399441055744.0;
+        double within = v < lowest ? lowest : v;
+        within = within > highest ? highest : within;
+        limited += within != v && !stays ? 1 : 0;
+        store(to + at * step, stays ? before : static_cast<P>(within));
+      } else {
+        const double was = real<P>(from + at * step);
+        const bool finite = was - was == 0.0;
+        P after;
+        if constexpr (std::is_same_v<P, Half>) {
+          after = {narrow(round_to_odd(values[i]))};
+        } else {
+          after = static_cast<P>(values[i]);
+        }
+        store(to + at * step, stays || !finite ? before : after);
+      }
+    }
+  }
+  return limited;
+}
+
 #define XRK_VALUES(P) {normalise_row<P, Half>, normalise_row<P, float>, normalise_row<P, double>}
 
 constexpr RowKernels make_rows() {
@@ -216,6 +262,9 @@ constexpr RowKernels make_rows() {
           accumulate_row,
           unfold_row,
           unpack_row,
+          {correct_row<std::uint8_t>, correct_row<std::int8_t>, correct_row<std::uint16_t>, correct_row<std::int16_t>,
+           correct_row<std::uint32_t>, correct_row<std::int32_t>, correct_row<Half>, correct_row<float>,
+           correct_row<double>},
           {XRK_VALUES(std::uint8_t), XRK_VALUES(std::int8_t), XRK_VALUES(std::uint16_t), XRK_VALUES(std::int16_t),
            XRK_VALUES(std::uint32_t), XRK_VALUES(std::int32_t), XRK_VALUES(Half), XRK_VALUES(float),
            XRK_VALUES(double)}};

@@ -1,5 +1,5 @@
-// libFuzzer's target for LZW: against a decoder written as the format's text reads (TIFF 6.0, section 13), and what our
-// encoder writes comes back.
+// libFuzzer's target for LZW: against a decoder written as the format's text reads (TIFF 6.0, section 13), at once and
+// some bytes at a time, and what our encoder writes comes back.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -10,6 +10,7 @@
 
 #include "../../csrc/tiff/codecs.h"
 #include "../../csrc/tiff/encode.h"
+#include "../../csrc/tiff/stream.h"
 
 using namespace xrk::tiff;
 
@@ -78,6 +79,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::string plain;
   expect(outcome == plain_decoder(data, size, plain, out_bytes));
   if (outcome == Outcome::complete) expect(out_bytes == 0 || std::memcmp(out.data(), plain.data(), out_bytes) == 0);
+
+  // A stream does not see what comes after the bytes that it is asked for.
+  const Input input(data, size);
+  const auto stream = open_stream(Compression::lzw, input, 0, size);
+  Outcome streamed = Outcome::complete;
+  std::vector<unsigned char> parts(out_bytes);
+  constexpr std::size_t part = 37;
+  for (std::size_t first = 0; first < out_bytes && streamed == Outcome::complete; first += part) {
+    streamed = stream->next(parts.data() + first, out_bytes - first < part ? out_bytes - first : part);
+  }
+  expect(streamed == (outcome == Outcome::too_long ? Outcome::complete : outcome));
+  if (streamed == Outcome::complete) expect(std::memcmp(parts.data(), plain.data(), plain.size()) == 0);
 
   std::vector<unsigned char> encoded;
   encode_lzw(data, size, encoded);

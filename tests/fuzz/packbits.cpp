@@ -1,4 +1,5 @@
-// libFuzzer's target for PackBits: no byte beyond the output is written, and what our encoder writes comes back.
+// libFuzzer's target for PackBits: no byte beyond the output is written, the bytes are the same at once and some at a
+// time, and what our encoder writes comes back.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -8,6 +9,7 @@
 
 #include "../../csrc/tiff/codecs.h"
 #include "../../csrc/tiff/encode.h"
+#include "../../csrc/tiff/stream.h"
 
 using namespace xrk::tiff;
 
@@ -26,7 +28,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   size -= 3;
   // Blocks of their exact sizes, so that a byte too far is seen.
   std::unique_ptr<unsigned char[]> out(new unsigned char[out_bytes]);
-  (void)decode_packbits(data, size, out.get(), out_bytes);
+  const Outcome outcome = decode_packbits(data, size, out.get(), out_bytes);
+  const Input input(data, size);
+  const auto stream = open_stream(Compression::packbits, input, 0, size);
+  std::unique_ptr<unsigned char[]> parts(new unsigned char[out_bytes]);
+  Outcome streamed = Outcome::complete;
+  constexpr std::size_t part = 37;
+  for (std::size_t first = 0; first < out_bytes && streamed == Outcome::complete; first += part) {
+    streamed = stream->next(parts.get() + first, out_bytes - first < part ? out_bytes - first : part);
+  }
+  // A stream does not see what comes after the bytes that it is asked for.
+  expect(streamed == outcome || outcome == Outcome::too_long);
+  if (outcome == Outcome::complete) expect(out_bytes == 0 || std::memcmp(parts.get(), out.get(), out_bytes) == 0);
 
   size -= size % row_bytes;
   std::vector<unsigned char> encoded;

@@ -31,13 +31,14 @@ LIBFUZZER = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all",
 WITHOUT = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-Wall", "-Wextra"]
 LARGEST = 8192  # bytes of an input
+CODECS = ["tiff/codecs.cpp", "tiff/stream.cpp", "tiff/input.cpp", "tiff/libraries.cpp"]
 SOURCES = {
     "reader": [
-        *["tiff/reader.cpp", "tiff/directory.cpp", "tiff/input.cpp", "tiff/codecs.cpp", "tiff/libraries.cpp"],
-        *["tiff/rows.cpp", "tiff/rows_baseline.cpp", "cpu/dispatch.cpp", "cpu/pixels_baseline.cpp"],
+        *[*CODECS, "tiff/reader.cpp", "tiff/directory.cpp", "tiff/rows.cpp", "tiff/rows_baseline.cpp"],
+        *["cpu/dispatch.cpp", "cpu/pixels_baseline.cpp"],
     ],
-    "lzw": ["tiff/codecs.cpp", "tiff/libraries.cpp", "tiff/encode_lzw.cpp"],
-    "packbits": ["tiff/codecs.cpp", "tiff/libraries.cpp", "tiff/encode_packbits.cpp"],
+    "lzw": [*CODECS, "tiff/encode_lzw.cpp"],
+    "packbits": [*CODECS, "tiff/encode_packbits.cpp"],
 }
 
 

@@ -16,10 +16,12 @@ from xrk.errors import ImageFileError, InputError, InputTypeError
 from xrk.io.image import Image, Metadata, Page
 from xrk.io.tiff_native import NativePixels, NotTaken
 from xrk.io.tiff_reader import WholePixels, available_memory, check_head
+from xrk.radiograph import Correction
 
 __all__ = ["Source", "open", "read"]
 
 CACHE = 64 << 20
+WHOLE = 256 << 20  # bytes of a strip that `read` decodes at once, which is faster, beside an array that is no smaller
 BORDERS = ("reflect", "symmetric", "edge", "constant")
 Levels = tuple[float, float]
 Window = tuple[slice, slice] | tuple[slice, slice, int]  # rows, columns, page
@@ -39,7 +41,8 @@ def open(path: str | os.PathLike, *, threads: int | None = None, cache: int = CA
         path: of a regular file.
         threads: that decode at most; by default as many as there are processors, up to 8.
         cache: bytes of decoded strips and tiles that are kept for windows that overlap; the one decoded last is kept
-            whatever its size. Uncompressed files need none.
+            in any case. A strip or tile larger than this, and than 32 MiB, is decoded in parts, from its first row
+            on: it is best read from the top down. Uncompressed files need none.
 
     Raises:
         ImageFileError: absent, a folder, not TIFF, damaged or cut off (the message names the byte and what was expected
@@ -50,9 +53,13 @@ def open(path: str | os.PathLike, *, threads: int | None = None, cache: int = CA
         raise InputError(f"threads={threads}; expected 1 or more.")
     if cache < 0:
         raise InputError(f"cache={cache}; expected a number of bytes, 0 or more.")
+    return _opened(path, threads, cache)
+
+
+def _opened(path: str | os.PathLike, threads: int | None, cache: int, whole: int = 0) -> "Source":
     check_head(path)
     try:
-        pixels: Any = NativePixels(path, cache, threads or min(8, _processors()))
+        pixels: Any = NativePixels(path, cache, threads or min(8, _processors()), whole)
     except NotTaken as reason:
         pixels = WholePixels(path)
         _log.info("%s is read by tifffile, page by page: %s.", path, reason)
@@ -71,7 +78,7 @@ def read(path: str | os.PathLike) -> Image:
     What is taken, and what is raised, is told at `open`; and ImageFileError where the pixels are more than the free
     memory of this machine.
     """
-    with open(path, cache=0) as source:
+    with _opened(path, None, 0, WHOLE) as source:
         metadata = source.metadata
         size = math.prod(metadata.shape) * metadata.dtype.itemsize
         if size > available_memory():
@@ -201,6 +208,17 @@ class Source:
         _check_out(out, shape, wanted)
         self._pixels.read(frame, top - above, left - beside, out, border, scale)
         return out
+
+    def read_corrected(self, rows: slice, correction: Correction, page: int = 0) -> tuple[np.ndarray, int]:
+        """Whole rows as counts, corrected for dark frame and flat field as they are decoded, and how many were clipped.
+
+        correction: what `xrk.radiograph.prepare_correction` gives for frames of this size; the result is that of its
+        `apply`. Raises what `read` raises.
+        """
+        self._check_open()
+        frame, (top, bottom), _ = self._window(rows, slice(None), page)
+        out = np.empty((bottom - top, self._width), self.dtype)
+        return out, self._pixels.read(frame, top, 0, out, "reflect", None, correction)
 
     def prefetch(self, rows: slice, cols: slice, page: int = 0, *, halo: int | tuple[int, int] = 0) -> "Future[None]":
         """Decodes into the cache, in a thread of its own, what `read` of this window will need; in the order asked for.

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from xrk.errors import ImageFileError
 from xrk.io import description, imagej, ome
 from xrk.io.image import Metadata, Page
+from xrk.radiograph import Correction
 
 try:
     from xrk import _native
@@ -23,7 +25,7 @@ __all__ = ["CARRIED_TAGS", "NativePixels", "NotTaken", "stated_levels"]
 CARRIED_TAGS = {269, 271, 272, 274, 285, 286, 287, 297, 305, 306, 315, 316, 33432}
 OFFSET_DTYPES = {13, 18}  # IFD, IFD8
 DESCRIPTION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, SUB_IFDS = 270, 282, 283, 296, 330
-LARGEST_SEGMENT = 1 << 31  # bytes of a compressed strip or tile, decoded
+WHOLE = 1 << 25  # bytes of a strip or tile that is decoded at once; larger ones come row by row, from the first one on
 LARGEST_TEXT = 1 << 24  # bytes of a description that is looked into: XML takes many times its size
 
 Entries = list[tuple[int, int, int, bytes]]  # (tag, type, count, values as stored)
@@ -38,8 +40,11 @@ class NativePixels:
 
     name = "xrk"
 
-    def __init__(self, path: str | os.PathLike, cache: int, threads: int) -> None:
-        """Raises ImageFileError for a damaged file, and NotTaken."""
+    def __init__(self, path: str | os.PathLike, cache: int, threads: int, whole: int = 0) -> None:
+        """whole: bytes of a strip or tile that may be decoded at once, where that is more than the cache and `WHOLE`.
+
+        Raises ImageFileError for a damaged file, and NotTaken.
+        """
         if _native is None:
             raise NotTaken("the compiled module xrk._native cannot be imported")
         self._path, self._threads = path, threads
@@ -47,7 +52,7 @@ class NativePixels:
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, flags)
         try:
-            self._reader = _native.TiffReader(descriptor, cache, LARGEST_SEGMENT)
+            self._reader = _native.TiffReader(descriptor, cache, max(cache, WHOLE, whole))
         except _native.TiffFailure as failure:
             raise self._error(failure) from None
         reader = self._reader
@@ -99,11 +104,22 @@ class NativePixels:
         return False
 
     def read(
-        self, frame: int, row: int, column: int, out: np.ndarray, border: str, levels: tuple[float, float] | None
-    ) -> None:
-        """Fills ``out`` with the window whose first pixel is at (row, column); ``levels`` are (black, 1 / range)."""
+        self,
+        frame: int,
+        row: int,
+        column: int,
+        out: np.ndarray,
+        border: str,
+        levels: tuple[float, float] | None,
+        correction: Correction | None = None,
+    ) -> int:
+        """Fills ``out`` with the window whose first pixel is at (row, column); ``levels`` are (black, 1 / range).
+
+        Returns how many pixels the correction clipped.
+        """
+        parts = None if correction is None else tuple(getattr(correction, field.name) for field in fields(correction))
         try:
-            self._reader.read(frame, row, column, out, border, levels, self._threads)
+            return self._reader.read(frame, row, column, out, border, levels, self._threads, parts)
         except _native.TiffFailure as failure:
             raise self._error(failure) from None
         except MemoryError:

@@ -23,6 +23,7 @@ from xrk.io import description, imagej
 from xrk.io.codecs import DEFLATE, LOSSLESS, check_decoder, codec_name
 from xrk.io.image import Metadata, Page
 from xrk.io.tiff_native import CARRIED_TAGS, OFFSET_DTYPES, stated_levels
+from xrk.radiograph import Correction
 
 __all__ = ["DTYPES", "SUPPORTED", "WholePixels", "available_memory", "check_head", "errors_named", "read_report"]
 
@@ -217,10 +218,24 @@ class WholePixels:
         return self._pages[index].asarray()
 
     def read(
-        self, frame: int, row: int, column: int, out: np.ndarray, border: str, levels: tuple[float, float] | None
-    ) -> None:
-        """Fills ``out`` with the window whose first pixel is at (row, column); ``levels`` are (black, 1 / range)."""
+        self,
+        frame: int,
+        row: int,
+        column: int,
+        out: np.ndarray,
+        border: str,
+        levels: tuple[float, float] | None,
+        correction: Correction | None = None,
+    ) -> int:
+        """Fills ``out`` with the window whose first pixel is at (row, column); ``levels`` are (black, 1 / range).
+
+        Returns how many pixels the correction clipped, of whole rows inside the image as counts.
+        """
         pixels = self._frame(frame)
+        if correction is not None:
+            rows = row, row + len(out)
+            out[...], clipped = correction.rows(*rows).apply(np.ascontiguousarray(pixels[slice(*rows)]))
+            return clipped
         places = [np.arange(first, first + n) for first, n in zip((row, column), out.shape, strict=True)]
         outside = [(place < 0) | (place >= n) for place, n in zip(places, self.shape, strict=True)]
         rows, columns = (_inside(place, n, border) for place, n in zip(places, self.shape, strict=True))
@@ -234,6 +249,7 @@ class WholePixels:
         if border == "constant":
             out[outside[0]] = 0
             out[:, outside[1]] = 0
+        return 0
 
     def prefetch(self, frame: int, *window: int) -> None:
         self._frame(frame)
