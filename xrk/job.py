@@ -13,6 +13,7 @@ import torch
 import xrk
 from xrk import arrays, io, loading, radiograph
 from xrk.bands import Frames, InOrder, Pixels
+from xrk.device_rows import device_rows
 from xrk.errors import InputError, InputTypeError
 from xrk.models import VIDEO
 from xrk.network import Domain, Network, make_domain
@@ -74,6 +75,7 @@ def pixels_of(image: "arrays.Incoming | io.Source") -> Pixels:
         return Pixels(
             tuple(image.shape), image.metadata.dtype,
             lambda frame, a, b: image.read(slice(a, b), slice(None), frame), ahead=True,
+            corrected=lambda frame, a, b, correction: image.read_corrected(slice(a, b), correction, frame),
         )  # fmt: skip
     last: list[Any] = [None, None]
 
@@ -212,15 +214,22 @@ class Job:
             domain = make_domain(network.card.domain, self.levels, noise, threads)
         residual = ResidualStatistics(noise)
         clipped = invalid = 0
+        way = None
+        if domain.noise is None:
+            way = device_rows(self.device, network.run.dtype, self.pixels.dtype, domain.shift, domain.unit)
 
-        def finish(rows: slice, answer: np.ndarray) -> None:
+        def finish(rows: slice, answer: Any) -> None:
             nonlocal clipped, invalid
             band = frames.band(i, rows.start, rows.stop)
-            before, after = domain.change(band.filled, answer)
-            if band.invalid is not None:
-                after[band.invalid] = before[band.invalid]
-            out = np.empty(band.filled.shape, band.filled.dtype)
-            clipped += radiograph.apply_residual(band.filled, before, after, domain.scale, out, domain.threads)
+            if way is not None and band.invalid is None:
+                out, beyond = way.down(band.filled, answer)
+                clipped += beyond
+            else:
+                before, after = domain.change(band.filled, answer if way is None else way.to_host(answer))
+                if band.invalid is not None:
+                    after[band.invalid] = before[band.invalid]
+                out = np.empty(band.filled.shape, band.filled.dtype)
+                clipped += radiograph.apply_residual(band.filled, before, after, domain.scale, out, domain.threads)
             if statistics:
                 residual.add(band.filled, out, band.invalid)
             if band.invalid is not None:
@@ -232,12 +241,16 @@ class Job:
 
         with InOrder(self.pixels.ahead) as finishing:
 
-            def give(rows: slice, answer: np.ndarray) -> None:
+            def give(rows: slice, answer: Any) -> None:
                 finishing.do(finish, rows, answer)
                 if rows.stop < height:
                     tell(i, rows.stop)
 
-            network(lambda a, b: domain.before(frames.band(i, a, b).filled), give)
+            def given(a: int, b: int) -> np.ndarray:
+                counts = frames.band(i, a, b).filled
+                return domain.before(counts) if way is None else counts
+
+            network(given, give, way)
             finishing.finish()
         return FrameReport(told, clipped, invalid, residual.result() if statistics else None)
 

@@ -4,11 +4,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from xrk import loading, radiograph
+from xrk.device_rows import DeviceRows
 from xrk.errors import InputError, MemoryBudgetError
 from xrk.models.blindspot import BlindSpot, Mean, Posterior
 from xrk.noise import NoiseModel
@@ -145,11 +147,17 @@ class Network:
         self.run = self._plan(_posterior(self._blind, (*line, floor)))
         return (*line, floor)
 
-    def __call__(self, read: Callable[[int, int], np.ndarray], write: Callable[[slice, np.ndarray], None]) -> None:
+    def __call__(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        write: Callable[[slice, Any], None],
+        way: DeviceRows | None = None,
+    ) -> None:
         """Runs the network on one frame.
 
         read: (first, end) -> those rows (rows, W), float32, in the network's range. write: takes rows of the answer
-        from the top down, of the module's own dtype, all finite.
+        from the top down, of the module's own dtype, all finite. way: to the device and back; ``read`` then gives
+        counts, and ``write`` takes what `DeviceRows.hand` gives.
         """
         run, low, high = self.run, math.inf, -math.inf
 
@@ -157,17 +165,21 @@ class Network:
             nonlocal low, high
             v = read(a, b)
             low, high = min(low, float(v.min())), max(high, float(v.max()))
-            return torch.from_numpy(v).to(self.device, run.dtype)
+            return torch.from_numpy(v).to(self.device, run.dtype) if way is None else way.up(v)
 
         def give(where: slice, part: torch.Tensor) -> None:
             if not torch.isfinite(part).all():
                 bad = int((~torch.isfinite(part)).sum())
+                least, most = (low, high) if way is None else (way.value(low), way.value(high))
                 raise InputError(
                     f"The network's output is not finite at {bad} of {part.numel()} pixels, in the rows {where.start} "
-                    f"to {where.stop}; its input lay between {low:g} and {high:g}: expected levels near the image's "
+                    f"to {where.stop}; its input lay between {least:g} and {most:g}: expected levels near the image's "
                     "values (are there fill values that a mask should name?)."
                 )
-            write(where, np.ascontiguousarray(part.to("cpu", run.dtype).numpy()))
+            if way is None:
+                write(where, np.ascontiguousarray(part.to("cpu", run.dtype).numpy()))
+            else:
+                write(where, way.hand(part))
 
         try:
             run.run(rows, give)
