@@ -1,6 +1,7 @@
 // The deformable convolution over whole maps: memory and the split over threads.
 #include "deform.h"
 
+#include "large_pages.h"
 #include "pixels.h"
 #include "share.h"
 
@@ -25,6 +26,7 @@ bool deform_conv2d(const DeformTask& task, Storage storage, std::size_t threads)
   if (!packed) return false;
   kernels.pack[storage](task, packed.get());
   const std::size_t pixels = task.images * task.out_height * task.out_width;
+  will_fill(task.out, pixels * task.outputs * storage_bytes[storage]);
   // A pixel's sums are worth its columns: there are as many products as there are weights.
   const std::size_t products = pixels * task.outputs * (task.channels / task.groups) * task.taps();
   return share((pixels + block.pixels - 1) / block.pixels, products / 16, threads, block.bytes,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "large_pages.h"
 #include "pixels.h"
 #include "share.h"
 
@@ -31,6 +32,7 @@ const Layers& active_layers() {
 
 bool layer_norm(const LayerNormTask& task, Storage storage, std::size_t pixels, std::size_t threads) {
   const auto kernel = active_layers().layer_norm[storage];
+  will_fill(task.out, pixels * task.channels * storage_bytes[storage]);
   return share(pixels, pixels * task.channels, threads, 0,
                [&](std::size_t first, std::size_t last, void*) { kernel(task, first, last); });
 }
@@ -53,6 +55,7 @@ bool depthwise(const DepthwiseTask& task, Storage storage, std::size_t images, s
   const std::size_t bytes = compute_bytes(storage);
   const DepthwiseScratch scratch_size = depthwise_scratch(task, bytes);
   const std::size_t values = task.height * task.width * task.channels;
+  will_fill(task.out, images * values * storage_bytes[storage]);
   return share(images * task.height, images * values, threads, scratch_size.values * bytes,
                [&](std::size_t first, std::size_t last, void* scratch) {
                  while (first < last) {
@@ -105,6 +108,7 @@ bool group_summarise(const GroupTask& task, Storage storage, std::size_t images,
 bool group_apply(const GroupTask& task, Storage storage, std::size_t images, std::size_t pixels, std::size_t threads) {
   const auto kernel = active_layers().group_apply[storage];
   const std::size_t bytes = compute_bytes(storage);
+  will_fill(task.out, images * pixels * task.channels * storage_bytes[storage]);
   return share(images * pixels, images * pixels * task.channels, threads, 0,
                [&](std::size_t first, std::size_t last, void*) {
                  while (first < last) {

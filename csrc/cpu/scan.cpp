@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "large_pages.h"
 #include "scan_work.h"
 
 namespace xrk::cpu {
@@ -173,6 +174,7 @@ void selective_scan_2d(const Map& x, const Ss2dWeights<T>& w, void* y, std::size
   const std::int64_t pixels = x.height * x.width, image = pixels * w.channels;
   const ScanKernels<T>& kernel = kernels<T>();
   const Map out{y, x.storage, x.batch, x.height, x.width};
+  will_fill(y, static_cast<std::size_t>(x.batch * image) * storage_bytes[x.storage]);
   // One thread finds a short block's pixels in its cache again; several should not be launched for so little.
   const std::int64_t block = std::min(pixels, threads > 1 ? pixels_at_a_time : pixels_at_a_time / 16);
   std::vector<T> rows, state;

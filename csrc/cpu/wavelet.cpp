@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "large_pages.h"
 #include "pixels.h"
 #include "share.h"
 
@@ -24,6 +25,7 @@ using Kernel = void (*)(const WaveletTask&, std::size_t, std::size_t, void*);
 bool over_rows(const WaveletTask& task, Kernel kernel, std::size_t value_bytes, std::size_t images, std::size_t rows,
                std::size_t in_values, std::size_t out_values, std::size_t threads) {
   const std::size_t scratch = wavelet_scratch(task.width, task.taps) * value_bytes;
+  will_fill(task.out, images * out_values * value_bytes);
   return share(images * rows, images * out_values, threads, scratch,
                [&](std::size_t first, std::size_t last, void* memory) {
                  while (first < last) {
