@@ -140,7 +140,7 @@ def deform_conv2d(
         offset,
         given,
         weight.flatten(2).transpose(1, 2).contiguous(),
-        weight if bias is None else bias,
+        weight if bias is None else bias.contiguous(),
         out,
         pixels,
         height,

@@ -15,7 +15,7 @@ from xrk.kernels import dispatch
 from xrk.kernels.arguments import compute_dtype
 from xrk.kernels.operators import operator
 from xrk.kernels.scan.reference import scan_gradients_reference
-from xrk.kernels.scan.selective_scan_2d import arrays, take
+from xrk.kernels.scan.selective_scan_2d import arrays
 
 _TRITON = dispatch.Triton("xrk.kernels.scan.triton_selective_scan_backward")
 for _name in ("selective_scan_backward", "projected_scan_backward"):
@@ -42,7 +42,7 @@ def scan_gradients(
     (batch, G, L, N); state: (batch, D, N), what the scan starts from (None: zero). All float32, or all float64.
     Adds to u_grad, which is contiguous; returns the gradients of delta, A, B, C and of the start.
     """
-    path, code = take("selective_scan_backward", u)
+    path, code = dispatch.take("selective_scan_backward", u.device, u.dtype)
     if path == "triton":
         return code.scan_gradients(out_grad, state_grad, u, delta, A, B, C, bias, softplus, order, state, u_grad)
     if path == "reference":
@@ -125,7 +125,7 @@ def _direction_gradients(
 
     values: (batch, L, D); rows, the projections of them: (batch, L, R + 2N), the low-rank dt, B and C.
     """
-    path, code = take("projected_scan_backward", values)
+    path, code = dispatch.take("projected_scan_backward", values.device, values.dtype)
     if path == "native":
         grads = [torch.empty_like(t) for t in (rows, dt_weight, bias, A)]
         dtype = values.dtype

@@ -6,7 +6,7 @@ from xrk.kernels import dispatch
 from xrk.kernels.arguments import check_device, check_like, check_map, check_parameter, check_tensor, compute_dtype
 from xrk.kernels.operators import operator
 from xrk.kernels.scan.reference import selective_scan_reference
-from xrk.kernels.scan.selective_scan_2d import arrays, check_states, take
+from xrk.kernels.scan.selective_scan_2d import arrays, check_states
 
 __all__ = ["selective_scan", "selective_scan_reference"]
 
@@ -81,7 +81,7 @@ def _selective_scan(
         order.sort(-1).values, torch.arange(u.shape[2], device=u.device).expand(order.shape)
     ):
         raise ValueError(f"order has shape {tuple(order.shape)}; expected each position 0 to {u.shape[2] - 1} once")
-    path, code = take("selective_scan", u)
+    path, code = dispatch.take("selective_scan", u.device, u.dtype)
     out = _empty_result(u)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, order)
     if path == "triton":
@@ -178,7 +178,7 @@ def _check(u, delta, A, B, C, D, z, delta_bias, order, initial_state) -> None:
     if order is not None:
         check_tensor(order, "order")
         if order.dtype != torch.int64:
-            raise TypeError(f"order has dtype {order.dtype}; expected int64")
+            raise TypeError(f"order has dtype {str(order.dtype).removeprefix('torch.')}; expected int64")
         if tuple(order.shape) not in ((length,), (batch, length)):
             raise ValueError(f"order has shape {tuple(order.shape)}; expected ({length},) or ({batch}, {length})")
         check_device(order, "order", u)

@@ -1,8 +1,6 @@
 """SS2D: the selective scan of an image in four directions, and its phases line by line."""
 
-import functools
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -70,7 +68,7 @@ _SCHEMA = ", ".join(f"Tensor {name}" for name in inspect.signature(selective_sca
 @operator("xrk::selective_scan_2d", schema=f"({_SCHEMA}) -> Tensor")
 def _selective_scan_2d(x, *weights):
     _check(x, *weights)
-    path, code = take("selective_scan_2d", x)
+    path, code = dispatch.take("selective_scan_2d", x.device, x.dtype)
     if path == "triton":
         return code.selective_scan_2d(x, *weights)
     if path == "reference":
@@ -106,7 +104,7 @@ def summarise_lines(
     """
     _check(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, None)
     check_choice(direction, "direction", (0, 1, 2, 3))
-    path, code = take("summarise_lines", x)
+    path, code = dispatch.take("summarise_lines", x.device, x.dtype)
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs)
     if path == "triton":
         return code.summarise_lines(x, *parameters, direction)
@@ -149,7 +147,7 @@ def carry_lines(
     check_parameter(ends, "ends", (*sums.shape, A_logs.shape[1]), sums)
     check_parameter(A_logs, "A_logs", A_logs.shape, sums)
     check_parameter(initial, "initial", (sums.shape[0], *ends.shape[2:]), sums)
-    path, code = take("carry_lines", sums)
+    path, code = dispatch.take("carry_lines", sums.device, sums.dtype)
     if path == "triton":
         return code.carry_lines(sums, ends, A_logs, direction, initial)
     A = -torch.exp(A_logs[direction * channels : (direction + 1) * channels].to(sums.dtype))
@@ -195,12 +193,13 @@ def scan_lines(
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")
         if tensor.dtype != dtype:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
+            given, expected = (str(t).removeprefix("torch.") for t in (tensor.dtype, dtype))
+            raise TypeError(f"{name} has dtype {given}; expected {expected}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}; expected x's device, {x.device}")
     if not out.is_contiguous():
         raise ValueError(f"out has shape {tuple(out.shape)} and strides {out.stride()}; expected it to be contiguous")
-    path, code = take("scan_lines", x)
+    path, code = dispatch.take("scan_lines", x.device, x.dtype)
     weights = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if path == "triton":
         return code.scan_lines(x, *weights, direction, starts, out)
@@ -210,21 +209,6 @@ def scan_lines(
     threads = torch.get_num_threads()
     code(map_array(x), *arrays(dtype, *weights), direction, states.numpy(), out.detach().numpy(), threads)
     return states
-
-
-def take(op: str, x: torch.Tensor) -> tuple[str, Any]:
-    """`dispatch.take`, but float64 on a CUDA device is the reference's: its first call of each operator warns."""
-    path, code = dispatch.take(op, x.device)
-    if path == "triton" and x.dtype == torch.float64:
-        _warn_of_float64(op)
-        return "reference", None
-    return path, code
-
-
-@functools.cache
-def _warn_of_float64(op: str) -> None:
-    message = f"xrk.kernels.{op} runs as its slow reference on cuda: the Triton kernels have no float64"
-    warnings.warn(message, dispatch.FallbackWarning, stacklevel=4)
 
 
 def arrays(dtype: torch.dtype, *tensors: torch.Tensor) -> list[Any]:

@@ -219,7 +219,7 @@ BAD = {
     "z": ({"z": torch.zeros(1, 5, 6).half()}, TypeError, "z has dtype float16"),
     "delta_bias": ({"delta_bias": torch.zeros(5).double()}, TypeError, "delta_bias has dtype float64"),
     "state": ({"initial_state": torch.zeros(1, 5, 3)}, ValueError, r"initial_state has shape \(1, 5, 3\)"),
-    "order's dtype": ({"order": torch.zeros(6)}, TypeError, "order has dtype torch.float32; expected int64"),
+    "order's dtype": ({"order": torch.zeros(6)}, TypeError, "order has dtype float32; expected int64"),
     "order's shape": ({"order": torch.arange(5)}, ValueError, r"order has shape \(5,\); expected \(6,\)"),
     "order": ({"order": torch.tensor([0, 1, 2, 3, 4, 4])}, ValueError, "each position 0 to 5 once"),
 }

@@ -1,23 +1,12 @@
 """The scans' Triton kernels without a GPU: their numbers in Triton's interpreter. The compile gate has their code."""
 
 import pytest
-import torch
-from xrk.kernels import dispatch
-from xrk.kernels.scan import launch, selective_scan_2d
+from xrk.kernels.scan import launch
 
 
 @pytest.mark.parametrize("what", ["image", "sequence", "gradients", "bands"])
 def test_the_interpreted_kernels_are_the_definition(interpreted, what):
     interpreted("scan/interpreted_scans.py", what)
-
-
-def test_float64_on_cuda_is_the_reference_with_one_warning(monkeypatch):
-    monkeypatch.setattr(dispatch, "take", lambda op, device: ("triton", None))
-    selective_scan_2d._warn_of_float64.cache_clear()
-    with pytest.warns(dispatch.FallbackWarning, match="xrk.kernels.scan_lines runs as .* no float64"):
-        assert selective_scan_2d.take("scan_lines", torch.zeros(1, dtype=torch.float64)) == ("reference", None)
-    assert selective_scan_2d.take("scan_lines", torch.zeros(1, dtype=torch.float64))[0] == "reference"
-    assert selective_scan_2d.take("scan_lines", torch.zeros(1))[0] == "triton"
 
 
 @pytest.mark.parametrize(("channels", "states", "width"), [(192, 1, 64), (192, 16, 32), (128, 16, 128), (1, 64, 32)])
