@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-DIFFERENTIABLE = ("selective_scan_2d", "selective_scan", "layer_norm", "depthwise_conv2d")
+DIFFERENTIABLE = ("selective_scan_2d", "selective_scan", "layer_norm", "depthwise_conv2d", "deform_conv2d")
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
