@@ -207,3 +207,16 @@ def test_the_reference_takes_over_with_a_warning(monkeypatch):
 
 def test_the_path_can_be_asked_for():
     assert dispatch.path_of("layer_norm", "cpu").path == f"native ({_native.simd()})"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_result_of_large_pages(dtype):
+    """Of more than 32 MiB, where large pages are asked for, from its first value to its last."""
+    pixels = 2**19 + 1
+    x = torch.arange(pixels, dtype=torch.float32)[:, None].remainder(251).mul(torch.linspace(-1, 1, 40)).to(dtype)
+    y = kernels.layer_norm(x)
+    assert y.nbytes > 2**25
+    # What a pixel becomes does not depend on where it lies.
+    period = kernels.layer_norm(x[:251].clone())
+    assert torch.equal(y[: pixels // 251 * 251].view(-1, 251, 40), period.expand(pixels // 251, -1, -1))
+    assert torch.equal(y[pixels // 251 * 251 :], period[: pixels % 251])

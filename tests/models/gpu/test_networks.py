@@ -17,9 +17,7 @@ from xrk.models import EDVRSTF, BlindSpot, DnCNN, LXIENet, MambaIR, ResNet18UNet
 from xrk.runtime.planner import make_plan
 
 DEVICE = os.environ.get("XRK_GPU_TESTS_DEVICE", "cuda")
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device"
-)
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device")
 
 IMAGES = {
     "dncnn": (lambda: DnCNN(features=16, depth=6), (65, 90)),
