@@ -49,6 +49,8 @@ _HOME = {
     "estimate_noise": "noise",
     "fuse": "fusion",
     "fuse_file": "fusion",
+    "fuse_video": "video",
+    "fuse_video_file": "video_file",
     "info": "environment",
     "list_models": "loading",
     "load": "loading",
@@ -70,6 +72,8 @@ __all__ = [
     "estimate_noise",
     "fuse",
     "fuse_file",
+    "fuse_video",
+    "fuse_video_file",
     "info",
     "io",
     "kernels",
@@ -90,6 +94,8 @@ if TYPE_CHECKING:
     from xrk.noise import NoiseModel, estimate_noise
     from xrk.planning import plan
     from xrk.training.adaptation import adapt
+    from xrk.video import fuse_video
+    from xrk.video_file import fuse_video_file
 
 
 def __getattr__(name: str) -> Any:

@@ -94,6 +94,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
+    from xrk import cli_video
+
     parser = _Parser(prog="xrk", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.set_defaults(run=lambda arguments: _version() if arguments.version else parser.print_help() or 0, verb=None)
@@ -142,6 +144,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     fuse.add_argument("--allow-shift", action="store_true", help="fuse frames that are shifted against each other")
     fuse.add_argument("--pseudocolor", metavar="PNG", help="colour picture of the result")
 
+    cli_video.add(verb)
+
     compare = verb(
         "compare", _compare, "measure how far an image is from another",
         epilog="example: xrk compare noisy.tif enhanced.tif --reference reference.tif --picture compared.png",
@@ -181,7 +185,7 @@ def _add_enhance_options(enhance: argparse.ArgumentParser) -> None:
         help="black and white level in counts; by default what the file states, or else the range of its dtype",
     )  # fmt: skip
     enhance.add_argument(
-        "--noise", type=_noise, metavar="off|GAIN,OFFSET,READ",
+        "--noise", type=noise, metavar="off|GAIN,OFFSET,READ",
         help="noise model: gain (counts per quantum), offset and read noise (counts), or off; by default what the "
         "model asks for, mostly an estimate from each frame",
     )  # fmt: skip
@@ -196,7 +200,7 @@ def _add_enhance_options(enhance: argparse.ArgumentParser) -> None:
     enhance.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
-def _noise(text: str) -> str | tuple[float, ...]:
+def noise(text: str) -> str | tuple[float, ...]:
     if text == "off":
         return text
     try:
@@ -309,7 +313,7 @@ def _enhance(arguments: argparse.Namespace) -> int:
     from xrk import errors, io
 
     if arguments.report is not None:
-        _check_report(arguments.report, [path for job in jobs for path in job])
+        check_report(arguments.report, [path for job in jobs for path in job])
     model = xrk.load(arguments.model)
     noise = xrk.NoiseModel(*arguments.noise) if isinstance(arguments.noise, tuple) else arguments.noise
     for reference in (arguments.dark, arguments.flat, arguments.badpixels, arguments.mask):
@@ -385,7 +389,7 @@ def _jobs(paths: list[str]) -> tuple[list[tuple[Path, Path]], bool]:
     return list(zip(sources, targets, strict=True)), many
 
 
-def _check_report(path: str, others: list[Path]) -> None:
+def check_report(path: str, others: list[Path]) -> None:
     from xrk import io
     from xrk.errors import InputError
 

@@ -222,6 +222,20 @@ class TwoCameras(nn.Module):
         two = _lrelu(self.conv_l2_2(_lrelu(self.conv_l2_1(one))))
         return one, two, _lrelu(self.conv_l3_2(_lrelu(self.conv_l3_1(two))))
 
+    def lr_pyramid(self, x: Tensor) -> Pyramid:
+        """All that a window needs of an LR frame, whatever the frames around it: (N, in_channels, h, w) -> levels.
+
+        One level, the features, where nothing is aligned.
+        """
+        return self._pyramid(self.lr_features(x))
+
+    def hr_pyramid(self, x: Tensor) -> Pyramid:
+        """The same of an HR frame, (N, in_channels, 4 h, 4 w)."""
+        return self._pyramid(self.hr_features(x))
+
+    def _pyramid(self, features: Tensor) -> Pyramid:
+        return self.pyramid(features) if self.align else (features,)
+
     def frames(self, lq: Tensor, hq: Tensor) -> list[Tensor]:
         """The features of a window's frames, aligned to the reference where the network does so: (B, C, h, w) each.
 
@@ -229,9 +243,7 @@ class TwoCameras(nn.Module):
             InputError: the sizes are not those of a window.
         """
         self._check(lq, hq)
-        lr, hr = self.lr_features(lq.flatten(0, 1)), self.hr_features(hq.flatten(0, 1))
-        levels = [lr, hr]
-        levels = [self.pyramid(x) for x in levels] if self.align else [(x,) for x in levels]
+        levels = [self.lr_pyramid(lq.flatten(0, 1)), self.hr_pyramid(hq.flatten(0, 1))]
         pyramids = []
         for frames, count in zip(levels, (self.lr_frames, _HR_FRAMES), strict=True):
             split = [level.unflatten(0, (-1, count)) for level in frames]
@@ -290,12 +302,11 @@ class EDVRSTF(TwoCameras):
         self.conv_last = _conv(tail, in_channels)
 
     def forward(self, lq: Tensor, hq: Tensor) -> Tensor:
-        fused = self.fusion(self.frames(lq, hq), self.centre)
-        return self.image(fused, lq[:, self.centre])
+        return self.image(self.frames(lq, hq), lq[:, self.centre])
 
-    def image(self, fused: Tensor, middle: Tensor) -> Tensor:
-        """The wanted frame, of the fused features and the middle LR frame."""
-        y = self.reconstruction(fused)
+    def image(self, frames: Sequence[Tensor], middle: Tensor) -> Tensor:
+        """The wanted frame, of what `frames` gives and the middle LR frame."""
+        y = self.reconstruction(self.fusion(frames, self.centre))
         y = _lrelu(F.pixel_shuffle(self.upconv1(y), 2))
         y = _lrelu(F.pixel_shuffle(self.upconv2(y), 2))
         return self.conv_last(_lrelu(self.conv_hr(y))) + _up(middle, _SCALE)
@@ -506,7 +517,10 @@ class SwinSTF(TwoCameras):
         self.conv_last = _conv(tail, in_channels)
 
     def forward(self, lq: Tensor, hq: Tensor) -> Tensor:
-        frames = self.frames(lq, hq)
+        return self.image(self.frames(lq, hq), lq[:, self.centre])
+
+    def image(self, frames: Sequence[Tensor], middle: Tensor) -> Tensor:
+        """The wanted frame, of what `frames` gives; ``middle``, the middle LR frame, is not looked at again."""
         if self.projects:
             frames = [self.channel_projection(x) for x in frames]
         y = self.layers(torch.stack([to_channels_last(x) for x in frames], 1))
