@@ -178,31 +178,31 @@ class WindowNetwork:
         # All plans hold their weights at the same time, laid out as each of them needs them: what that takes is known
         # once they are made.
         weights = {name: step.weights() for name, (step, _) in self._steps.items()}
-        for _ in range(3):
-            smallest = []
-            for name, (step, shape) in self._steps.items():
+        wanted, smallest = list(self._steps), set()
+        while wanted:
+            for name in wanted:
+                self._plans.pop(name, None)
                 others = beside + sum(size for other, size in weights.items() if other != name)
                 left = None if memory is None else max(memory - others, SMALLEST)
-                self._plans.pop(name, None)
+                step, shape = self._steps[name]
                 try:
-                    plan = make_plan(step, shape, left, unknown="whole")
+                    self._plans[name] = make_plan(step, shape, left, unknown="whole")
                 except MemoryBudgetError as error:
-                    smallest.append(name)
-                    plan = make_plan(step, shape, error.smallest, unknown="whole")
-                self._plans[name] = plan
+                    smallest.add(name)
+                    self._plans[name] = make_plan(step, shape, error.smallest, unknown="whole")
             weights = {name: plan.parts.get("prepared weights", 0) for name, plan in self._plans.items()}
             above = {name: plan.peak_bytes - weights[name] for name, plan in self._plans.items()}
-            self.peak_bytes = beside + sum(weights.values()) + max(above.values())
-            if memory is None or self.peak_bytes <= memory:
-                break
-        else:
-            least = beside + sum(weights.values()) + max(above[name] for name in smallest or above)
-            raise MemoryBudgetError(
-                f"memory={memory} bytes are too few for low-resolution frames of {self.shape[0]} x {self.shape[1]}: "
-                f"expected at least memory={least} ({least / MIB:.1f} MiB), of which {beside / MIB:.1f} MiB are for "
-                "frames and the features that windows share.",
-                least,
-            )
+            fixed = beside + sum(weights.values())
+            self.peak_bytes = fixed + max(above.values())
+            wanted = [] if memory is None else [name for name in self._plans if fixed + above[name] > memory]
+            if smallest.intersection(wanted):
+                least = fixed + max(above[name] for name in smallest)
+                raise MemoryBudgetError(
+                    f"memory={memory} bytes are too few for low-resolution frames of {self.shape[0]} x "
+                    f"{self.shape[1]}: expected at least memory={least} ({least / MIB:.1f} MiB), of which "
+                    f"{beside / MIB:.1f} MiB are for frames and the features that windows share.",
+                    least,
+                )
         bands = ", ".join(f"{name} {plan.band}" for name, plan in self._plans.items())
         self.description = f"bands of rows ({bands}), at most {self.peak_bytes / MIB:.1f} MiB"
 
