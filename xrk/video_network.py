@@ -7,6 +7,7 @@ Every step is a network of its own with one map in and one map out, so that the 
     image       of the aligned features of a window
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from xrk.errors import InputError, MemoryBudgetError
 from xrk.models.stf import Pyramid, TwoCameras
+from xrk.models.stf_window import image_of
 from xrk.runtime.budget import SMALLEST
 from xrk.runtime.planner import Plan, make_plan
 from xrk.runtime.whole import _exact
@@ -95,11 +97,14 @@ class _Alignment(_Step):
 
 
 class _Image(_Step):
+    plain = False  # the network's own operators, not those that run in bands
+
     def forward(self, window: Tensor) -> Tensor:
         """``window``: the aligned features of all frames, and behind them the middle LR frame."""
         count = self.of.lr_frames + 2
         frames = [window[:, i * self.channels : (i + 1) * self.channels] for i in range(count)]
-        return self.of.image(frames, window[:, count * self.channels :])
+        image = self.of.image if self.plain else functools.partial(image_of, self.of)
+        return image(frames, window[:, count * self.channels :])
 
     def uses(self, name: str) -> bool:
         return not name.startswith((*_FRONT, "pcd_align"))
@@ -162,6 +167,7 @@ class WindowNetwork:
         self._plans: dict[str, Plan] = {}
         self.peak_bytes: int | None = None
         if whole:
+            self._steps["image"][0].plain = True
             self.description = "whole frames"
             if memory is not None:
                 raise MemoryBudgetError('runtime="whole" keeps to no budget; leave out memory=, or runtime=.')
@@ -172,6 +178,7 @@ class WindowNetwork:
             if memory is not None:
                 raise
             self._plans.clear()
+            self._steps["image"][0].plain = True
             self.description = f"whole frames, for they cannot be planned: {error}"
 
     def _plan(self, memory: int | None, beside: int) -> None:

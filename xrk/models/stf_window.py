@@ -18,7 +18,7 @@ from xrk.models.stf import (
     _partition,
 )
 
-__all__ = ["OneImage", "pack"]
+__all__ = ["OneImage", "image_of", "pack", "sees_all_frames"]
 
 _NEVER = -1e4  # what is added to the logits of pixels that must not be seen
 
@@ -56,7 +56,7 @@ class OneImage(nn.Module):
         if not isinstance(network, EDVRSTF | SwinSTF):
             raise InputError(f"The network is a {type(network).__name__}; expected an EDVR-STF or a Swin-STF.")
         frames = network.lr_frames + _HR_FRAMES
-        if isinstance(network, SwinSTF) and network.layers[0].residual_group.blocks[0].window[0] < frames:
+        if isinstance(network, SwinSTF) and not sees_all_frames(network):
             raise InputError(f"The Swin-STF's windows have fewer than the {frames} frames; bands need all in each.")
         self.network, self.training = network, network.training
         self.in_channels = network.in_channels * (network.lr_frames + _HR_FRAMES * _SCALE**2)
@@ -70,9 +70,19 @@ class OneImage(nn.Module):
         if network.align:
             pyramids = [network.pyramid(frame) for frame in frames]
             frames = [network.pcd_align(pyramid, pyramids[network.centre]) for pyramid in pyramids]
-        if isinstance(network, SwinSTF):
-            return _swin_image(network, frames)
-        return network.image(network.fusion(frames, network.centre), lr[network.centre])
+        return image_of(network, frames, lr[network.centre])
+
+
+def image_of(network: EDVRSTF | SwinSTF, frames: list[Tensor], middle: Tensor) -> Tensor:
+    """The network's own ``image``, in operators that run in bands."""
+    if isinstance(network, SwinSTF) and sees_all_frames(network):
+        return _swin_image(network, frames)
+    return network.image(frames, middle)
+
+
+def sees_all_frames(network: SwinSTF) -> bool:
+    """Whether a window of the attention is as deep as there are frames."""
+    return network.layers[0].residual_group.blocks[0].window[0] >= network.lr_frames + _HR_FRAMES
 
 
 # --- Swin-STF in strips -----------------------------------------------------------------------------------------------
