@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/convolution.h"
 #include "cpu/deform.h"
 #include "cpu/layers.h"
 #include "cpu/wavelet.h"
@@ -202,10 +203,81 @@ void deform_conv2d(std::uintptr_t x, std::uintptr_t offset, std::uintptr_t mask,
   run([&] { return cpu::deform_conv2d(task, storage, threads); });
 }
 
+using Pair = std::array<std::size_t, 2>;
+
+void packed_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t residual,
+                   std::uintptr_t out, std::size_t channels, std::size_t outputs, std::size_t width, std::size_t rows,
+                   std::size_t columns, const Pair& kernel, const Pair& stride, const Pair& dilation, std::size_t left,
+                   std::size_t x_row, const Pair& out_strides, const Pair& residual_strides, bool relu,
+                   bool transformed, std::size_t threads) {
+  cpu::ConvTask task{};
+  task.x = static_cast<const float*>(needed(x, "x"));
+  task.weight = static_cast<const float*>(needed(weight, "weight"));
+  task.bias = static_cast<const float*>(needed(bias, "bias"));
+  task.residual = static_cast<const float*>(optional(residual));
+  task.out = static_cast<float*>(needed(out, "out"));
+  task.channels = positive(channels, "channels");
+  task.outputs = positive(outputs, "outputs");
+  task.width = positive(width, "width");
+  task.rows = rows;
+  task.columns = columns;
+  task.kernel_rows = positive(kernel[0], "kernel height");
+  task.kernel_columns = positive(kernel[1], "kernel width");
+  task.row_step = positive(stride[0], "stride");
+  task.column_step = positive(stride[1], "stride");
+  task.row_dilation = positive(dilation[0], "dilation");
+  task.column_dilation = positive(dilation[1], "dilation");
+  task.left = left;
+  task.x_row = x_row;
+  task.out_row = out_strides[0];
+  task.out_pixel = out_strides[1];
+  task.residual_row = residual_strides[0];
+  task.residual_pixel = residual_strides[1];
+  task.relu = relu;
+  task.transformed = transformed;
+  positive(threads, "threads");
+  run([&] { return cpu::convolution(task, threads); });
+}
+
+void packed_doubled_conv2d(std::uintptr_t doubled, std::uintptr_t doubled_weight, std::uintptr_t x,
+                           std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t out, std::size_t doubled_channels,
+                           std::size_t channels, std::size_t outputs, const Pair& doubled_size, std::size_t rows,
+                           std::size_t cut, std::size_t doubled_row, std::size_t x_row, const Pair& out_strides,
+                           bool relu, std::size_t threads) {
+  cpu::ConvTask task{};
+  task.doubled = static_cast<const float*>(needed(doubled, "doubled"));
+  task.doubled_weight = static_cast<const float*>(needed(doubled_weight, "doubled_weight"));
+  task.x = static_cast<const float*>(optional(x));
+  task.weight = static_cast<const float*>(x == 0 ? nullptr : needed(weight, "weight"));
+  task.bias = static_cast<const float*>(needed(bias, "bias"));
+  task.out = static_cast<float*>(needed(out, "out"));
+  task.doubled_channels = positive(doubled_channels, "doubled_channels");
+  task.channels = x == 0 ? 0 : positive(channels, "channels");
+  task.outputs = positive(outputs, "outputs");
+  task.doubled_height = positive(doubled_size[0], "doubled height");
+  task.doubled_width = positive(doubled_size[1], "doubled width");
+  task.doubled_row = doubled_row;
+  task.width = task.columns = 2 * task.doubled_width;
+  task.rows = rows;
+  if (cut > 1) throw py::value_error("cut is " + std::to_string(cut) + "; expected 0 or 1");
+  task.cut = cut;
+  task.kernel_rows = task.kernel_columns = 3;
+  task.row_step = task.column_step = task.row_dilation = task.column_dilation = task.left = 1;
+  task.x_row = x_row;
+  task.out_row = out_strides[0];
+  task.out_pixel = out_strides[1];
+  task.relu = relu;
+  task.transformed = true;
+  positive(threads, "threads");
+  run([&] { return cpu::convolution(task, threads); });
+}
+
 }  // namespace
 
 void bind_layers(py::module_& m) {
   m.attr("CHANNEL_PADDING") = cpu::channel_padding;
+  m.attr("CONV_PANEL") = cpu::conv_panel;
+  m.attr("CONV_FEW") = cpu::conv_few;
   m.def("layer_norm", &layer_norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("gate"), py::arg("out"),
         py::arg("pixels"), py::arg("channels"), py::arg("x_stride"), py::arg("gate_stride"), py::arg("eps"),
         py::arg("dtype"), py::arg("threads"),
@@ -245,4 +317,23 @@ void bind_layers(py::module_& m) {
         "(deformable_groups, taps), their images, rows and pixels the strides (in values) apart; weight: (outputs,\n"
         "channels / groups, *kernel); bias: (outputs); all four of float32 (float64 for float64). mask and bias may be 0:\n"
         "none. first: the row of x, before padding, at which the taps of output row 0 begin.");
+  m.def("packed_conv2d", &packed_conv2d, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
+        py::arg("out"), py::arg("channels"), py::arg("outputs"), py::arg("width"), py::arg("rows"), py::arg("columns"),
+        py::arg("kernel"), py::arg("stride"), py::arg("dilation"), py::arg("left"), py::arg("x_row"),
+        py::arg("out_strides"), py::arg("residual_strides"), py::arg("relu"),
+        py::arg("transformed"), py::arg("threads"),
+        "xrk.kernels.PackedConv2d on addresses, all of float32. x: rows of (width, channels), x_row values apart, beginning\n"
+        "with the first that the first row of the result looks at; `left` columns of zeros lie beside them, and as many as\n"
+        "are looked at to the right. weight: (panels, *kernel, channels, CONV_PANEL), zeros beyond the outputs, with\n"
+        "`transformed` of a 4 x 4 kernel in place of the 3 x 3, else up to CONV_FEW outputs as (outputs, *kernel, channels);\n"
+        "bias: (panels, CONV_PANEL). residual and out: (rows, columns, outputs), the strides are those of rows and pixels, in\n"
+        "values; residual may be 0: none, or out.");
+  m.def("packed_doubled_conv2d", &packed_doubled_conv2d, py::arg("doubled"), py::arg("doubled_weight"), py::arg("x"),
+        py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("doubled_channels"), py::arg("channels"),
+        py::arg("outputs"), py::arg("doubled_size"), py::arg("rows"), py::arg("cut"), py::arg("doubled_row"),
+        py::arg("x_row"), py::arg("out_strides"), py::arg("relu"), py::arg("threads"),
+        "xrk.kernels.PackedDoubledConv2d on addresses, all of float32. doubled: (*doubled_size, doubled_channels), its rows\n"
+        "doubled_row values apart. x: (rows + 2, 2 width, channels), beginning with the row above the result, or 0: none.\n"
+        "doubled_weight: (panels, 9, doubled_channels, CONV_PANEL); weight: (panels, 16, channels, CONV_PANEL); bias:\n"
+        "(panels, CONV_PANEL). out: (rows, 2 width, outputs). cut: 1 where the result begins with an odd row.");
 }

@@ -3,7 +3,15 @@
 The folder lies beside ``xrk/`` in the source tree and is mapped into the package by ``setup.py``.
 """
 
-from .convolution import conv2d, conv2d_pair, depthwise_conv2d, fold_batch_norm
+from .convolution import (
+    PackedConv2d,
+    PackedDoubledConv2d,
+    conv2d,
+    conv2d_pair,
+    depthwise_conv2d,
+    fold_batch_norm,
+    packed_values,
+)
 from .deformable import deform_conv2d
 from .normalization import group_norm, group_norm_apply, group_norm_merge, group_norm_summarise, layer_norm
 from .scan import backward as _backward  # noqa: F401  registers the scans' gradients
@@ -12,6 +20,8 @@ from .scan.selective_scan_2d import carry_lines, scan_lines, selective_scan_2d, 
 from .wavelet import wavelet2d, wavelet2d_inverse
 
 __all__ = [
+    "PackedConv2d",
+    "PackedDoubledConv2d",
     "carry_lines",
     "conv2d",
     "conv2d_pair",
@@ -23,6 +33,7 @@ __all__ = [
     "group_norm_merge",
     "group_norm_summarise",
     "layer_norm",
+    "packed_values",
     "scan_lines",
     "selective_scan",
     "selective_scan_2d",

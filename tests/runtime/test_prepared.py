@@ -14,13 +14,18 @@ def no_gradients():
         yield
 
 
+def without_packing(monkeypatch):
+    """As on a CPU without wide vectors."""
+    monkeypatch.setattr(prepared, "packs", lambda *_: False)
+
+
 def oracle(x, weight, bias, stride, padding, dilation, groups, activation, residual):
     y = F.conv2d(*(None if t is None else t.double() for t in (x, weight, bias)), stride, padding, dilation, groups)
     y = y if residual is None else y + residual.double()
     return y.relu() if activation else y
 
 
-@pytest.mark.parametrize("public", [False, True], ids=["private", "public"])
+@pytest.mark.parametrize("operators", ["packed", "private", "public"])
 @pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize(
@@ -35,11 +40,13 @@ def oracle(x, weight, bias, stride, padding, dilation, groups, activation, resid
     ],
 )
 def test_the_float64_convolution(
-    monkeypatch, inputs, outputs, kernel, stride, padding, dilation, groups, activation, residual, public
+    monkeypatch, inputs, outputs, kernel, stride, padding, dilation, groups, activation, residual, operators
 ):
-    if public:
+    if operators != "packed":
+        without_packing(monkeypatch)
+    if operators == "public":
         monkeypatch.setattr(prepared, "_checked", False)
-    elif not prepared._usable():
+    elif operators == "private" and not prepared._usable():
         pytest.skip("this torch has no oneDNN, or other private operators")
     torch.manual_seed(0)
     weight, bias = torch.randn(outputs, inputs // groups, kernel, kernel) * 0.2, torch.randn(outputs)
@@ -86,6 +93,7 @@ def test_heights_whose_layout_differs_are_taken_in_parts(monkeypatch, residual, 
     def layout(weight, geometry, groups, rows, threads):
         return b"same" if rows[2] - 2 in (1, 4) else b"other"
 
+    without_packing(monkeypatch)
     monkeypatch.setattr(prepared, "_layout", layout)
     torch.manual_seed(1)
     weight, bias = torch.randn(16, 8, 3, 3) * 0.2, torch.randn(16)
@@ -103,13 +111,19 @@ def test_heights_whose_layout_differs_are_taken_in_parts(monkeypatch, residual, 
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 3, 3), (12, 8, 3, 3), (100, 64, 2, 2), (64, 1, 7, 7)])
-def test_bytes_of_prepared_weights(shape):
+def test_bytes_of_prepared_weights(shape, monkeypatch):
+    here = (torch.float32, torch.device("cpu"))
+    if prepared.packs(here[1], here[0]):
+        run = prepare_convolution(torch.randn(shape), None, (1, 1), 1, (1, 1), 1, None, 512, {16: 1})
+        assert run._weight.nbytes + run._bias.nbytes == prepared.prepared_bytes(shape, *here)
+    without_packing(monkeypatch)
     if not prepared._usable():
         pytest.skip("this torch has no oneDNN, or other private operators")
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         torch.randn(shape), [0, 1], [1, 1], [1, 1], 1, (1, shape[1], 18, 512)
     )
-    assert torch.ops.mkldnn._nbytes(packed) <= prepared.prepared_bytes(shape, 4) <= 2 * torch.ops.mkldnn._nbytes(packed)
+    actual = torch.ops.mkldnn._nbytes(packed)
+    assert actual <= prepared.prepared_bytes(shape, *here) <= 2 * actual
 
 
 def test_operators_that_went_away_are_not_used(monkeypatch):

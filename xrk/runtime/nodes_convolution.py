@@ -7,13 +7,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from xrk.kernels import PackedDoubledConv2d, packed_values
 from xrk.kernels.convolution.conv2d import fold_batch_norm
 from xrk.runtime.capture import Call, register
 from xrk.runtime.graph import RowLocal, Value
-from xrk.runtime.prepared import Convolve, prepare_convolution, prepared_bytes, prepares
+from xrk.runtime.prepared import Convolve, packs, prepare_convolution, prepared_bytes, prepares, transforms
 from xrk.runtime.rows import Window, as_channels_last, channels_last, clip, is_map, layout
 
 __all__ = ["Convolution", "TransposedConvolution", "UpsampledConvolution"]
+
+# Bytes from which on weights that are larger for speed's sake are taken smaller where memory is short.
+LIGHT = 1 << 18
 
 
 class Convolution(RowLocal):
@@ -36,7 +40,7 @@ class Convolution(RowLocal):
         groups: int,
     ) -> None:
         """``weight``: (O, C / groups, K, L), known; the others as for `torch.nn.functional.conv2d`."""
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias, self._shape = weight, bias, tuple(weight.shape)
         self.products = weight[0].numel()  # for each output value
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.activation: str | None = None
@@ -48,8 +52,8 @@ class Convolution(RowLocal):
             for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         ]
         _check(x, x.shape[1] // groups, weight.shape[1], sizes)
+        self.transformed = groups == 1 and transforms(weight.shape, stride, dilation)
         self._run: Convolve | None = None
-        self._held = prepared_bytes(weight.shape, x.dtype.itemsize)
         self._make([x], Value((1, weight.shape[0], *sizes), x.dtype, 2))
 
     def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
@@ -63,21 +67,25 @@ class Convolution(RowLocal):
     def _ready(self, heights: Mapping[int, int]) -> Convolve:
         weight, bias = _in_dtype(self.weight, self.bias, self.norm, self.output.dtype)
         rest = (self.stride, self.padding[1], self.dilation, self.groups, self.activation, self.inputs[0].shape[3])
-        return prepare_convolution(weight, bias, *rest, heights)
+        return prepare_convolution(weight, bias, *rest, heights, self.transformed)
 
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
         residual = channels_last(rows[1]) if len(rows) > 1 else None
         run = self._run or self._ready({})
-        place = None if out is None else as_channels_last(out)
+        place = None if out is None else out if self._packs and out.stride(1) == 1 else as_channels_last(out)
         y = run(channels_last(rows[0]), residual, place)
         if out is None:
             return y
         return out if place is not None else out.copy_(y)
 
     @property
+    def _packs(self) -> bool:
+        return packs(self.home, self.output.dtype, self.groups)
+
+    @property
     def writes_out(self) -> bool:
         # The public operators make memory of their own, which would not be counted.
-        return prepares(self.home, self.output.dtype)
+        return self._packs or prepares(self.home, self.output.dtype)
 
     @property
     def work(self) -> int:
@@ -85,7 +93,15 @@ class Convolution(RowLocal):
 
     @property
     def weight_bytes(self) -> int:
-        return self._held
+        return prepared_bytes(self._shape, self.output.dtype, self.home, self.groups, self.transformed)
+
+    def lighten(self) -> bool:
+        """Takes weights of fewer bytes where those for speed are large; whether there are such."""
+        light = prepared_bytes(self._shape, self.output.dtype, self.home, self.groups)
+        if not self.transformed or self.weight_bytes - light < LIGHT:
+            return False
+        self.transformed = False
+        return True
 
 
 def _in_dtype(
@@ -120,6 +136,8 @@ class UpsampledConvolution(RowLocal):
 
     The two for odd and even columns are run as one with twice the channels: pixels 2j - 1 and 2j of the result look at
     the same columns j - 1 and j, and lie side by side in memory as channels do.
+
+    Where convolutions are packed it is `xrk.kernels.PackedDoubledConv2d`, with 1/4 of the products.
     """
 
     label = "doubled aten::conv2d"
@@ -132,11 +150,9 @@ class UpsampledConvolution(RowLocal):
         self.weight, self.bias, self.norm = convolution.weight, convolution.bias, convolution.norm
         self.activation, self.first = convolution.activation, first
         self._runs: list[Convolve] = []
+        self._packed: PackedDoubledConv2d | None = None
         self._make([x] if skip is None else [x, skip], convolution.output)
-        outputs, size = self.weight.shape[0], self.output.dtype.itemsize
-        self._held = 2 * prepared_bytes((2 * outputs, x.shape[1], 2, 2), size)
-        if skip is not None:
-            self._held += prepared_bytes((outputs, skip.shape[1], 3, 3), size)
+        self._outputs = self.weight.shape[0]
 
     def need(self, i: int, r0: int, r1: int) -> tuple[int, int]:
         return ((r0 - 1) // 2, r1 // 2 + 1) if i == 0 else (r0 - 1, r1 + 1)
@@ -145,9 +161,14 @@ class UpsampledConvolution(RowLocal):
         return row + row % 2
 
     def prepare(self) -> None:
-        if self.heights:
+        if not self.heights:
+            return
+        if self._packs:
+            weight, bias = _in_dtype(self.weight, self.bias, self.norm, self.output.dtype)
+            self._packed = PackedDoubledConv2d(weight, bias, self.first, self.inputs[0].shape[1], self.activation)
+        else:
             self._runs = self._ready(self.heights)
-            self.weight = self.bias = self.norm = None
+        self.weight = self.bias = self.norm = None
 
     def _ready(self, heights: Mapping[int, int]) -> list[Convolve]:
         """For even rows, for odd rows, and for the skip."""
@@ -160,10 +181,11 @@ class UpsampledConvolution(RowLocal):
         half.pop(0, None)
         geometry, width = ((1, 1), 1, (1, 1), 1), self.inputs[0].shape[3]
         alone = len(self.inputs) == 1
+        before, activation = (bias, self.activation) if alone else (None, None)
         made = []
         for odd in (False, True):
             part = _doubled(weight[:, first:after], odd)
-            twice, activation = (bias if bias is None else bias.repeat(2), self.activation) if alone else (None, None)
+            twice = before if before is None else before.repeat(2)
             made.append(prepare_convolution(part, twice, *geometry, activation, width, half))
         if not alone:
             part = torch.cat([weight[:, :first], weight[:, after:]], 1)
@@ -175,6 +197,10 @@ class UpsampledConvolution(RowLocal):
         made = None if out is None else as_channels_last(out)
         if made is None:
             made = layout(self.output, r1 - r0, x.device)
+        if self._packed is not None:
+            skip = channels_last(rows[1]) if len(rows) > 1 else None
+            self._packed(x, skip, r0 % 2 == 1, made)
+            return _into(out, made)
         channels, width = made.shape[1], made.shape[3]
         runs = self._runs or self._ready({})
         for odd, run in enumerate(runs[:2]):
@@ -187,9 +213,7 @@ class UpsampledConvolution(RowLocal):
             made[:, :, 2 * i0 + odd - r0 :: 2].copy_(y.permute(0, 3, 1, 2))
         if len(rows) > 1:
             runs[2](channels_last(rows[1]), made, made)
-        if out is None:
-            return made
-        return out if made.data_ptr() == out.data_ptr() else out.copy_(made)
+        return _into(out, made)
 
     @property
     def work(self) -> int:
@@ -197,12 +221,30 @@ class UpsampledConvolution(RowLocal):
         return self.output.shape[1] * self.output.shape[3] * channels
 
     @property
+    def _packs(self) -> bool:
+        return packs(self.home, self.output.dtype)
+
+    @property
     def weight_bytes(self) -> int:
-        return self._held
+        channels, outputs = [v.shape[1] for v in self.inputs], self._outputs
+        if self._packs:
+            taps = zip(channels, (3, 4), strict=False)
+            return 4 * sum(packed_values((outputs, c, k, k), panels=True) for c, k in taps)
+        where = (self.output.dtype, self.home)
+        held = 2 * prepared_bytes((2 * outputs, channels[0], 2, 2), *where)
+        return held + sum(prepared_bytes((outputs, c, 3, 3), *where) for c in channels[1:])
 
     def scratch(self, r0: int, r1: int) -> int:
+        if self._packs:
+            return 0
         n, c, _, w = self.output.shape
         return n * c * (-(-(r1 - r0) // 2)) * (w + 2) * self.output.dtype.itemsize
+
+
+def _into(out: torch.Tensor | None, made: torch.Tensor) -> torch.Tensor:
+    if out is None:
+        return made
+    return out if made.data_ptr() == out.data_ptr() else out.copy_(made)
 
 
 def _doubled(weight: torch.Tensor, odd: bool) -> torch.Tensor:

@@ -18,6 +18,7 @@ from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse, make_twice
 from xrk.runtime.graph import Apply, Graph, Node, RowLocal, Value
 from xrk.runtime.keeping import made_again
+from xrk.runtime.nodes_convolution import Convolution
 from xrk.runtime.overlays import overlay
 from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
@@ -242,7 +243,11 @@ class _Search:
         else:
             at = bands.index(TWICE_FROM)
             yield _Policy(graph, first, bands[:at])
-            twice = self.again()
+            light = self._light()
+            if light is not None:
+                graph, first = light, cut(light)
+                yield _Policy(graph, first, bands[:at])
+            twice = self._light() or self.again()
             changed = make_twice(twice)
             yield _Policy(twice, cut(twice), BANDS) if changed else _Policy(graph, first, bands[at:])
         if not any(v not in outputs for s in first for v in s.whole):
@@ -257,6 +262,12 @@ class _Search:
             if again not in seen:
                 seen.append(again)
                 yield _Policy(graph, cut(graph, again), few)
+
+    def _light(self) -> Graph | None:
+        """The graph with weights of fewer bytes, where there are such."""
+        graph = self.again()
+        lighter = [n.lighten() for n in graph.nodes if isinstance(n, Convolution)]
+        return graph if any(lighter) else None
 
     def _policies(self) -> Iterator[int]:
         yield from range(len(self.policies))

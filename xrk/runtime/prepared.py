@@ -1,7 +1,9 @@
-"""Convolutions made ready once for many bands: weights in the layout that oneDNN computes in, ReLU and sum inside.
+"""Convolutions made ready once for many bands: weights in the layout that they are read in, ReLU and sum inside.
 
-The one place that knows torch's private names for them (its own compiler's, `torch.ops.mkldnn`). Where they are not
-there, or the rows are not float32 on a CPU, torch's public operators compute the same.
+In float32 on a CPU with wide vectors this is `xrk.kernels.PackedConv2d`. Groups, and other CPUs, are left to oneDNN,
+with weights in the layout that it computes in: the one place that knows torch's private names for that (its own
+compiler's, `torch.ops.mkldnn`). Where they are not there, or the rows are of another dtype or elsewhere, torch's public
+operators compute the same.
 
 Which layout oneDNN computes in depends on the rows at a time and on the threads; given weights in another one, it
 brings them into its own at every call, which can take ten times as long as the convolution. So the heights of all
@@ -17,11 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Convolve", "prepare_convolution", "prepared_bytes", "prepares"]
+from xrk.kernels import PackedConv2d, dispatch, packed_values
+
+__all__ = ["Convolve", "packs", "prepare_convolution", "prepared_bytes", "prepares", "transforms"]
+
+# Channels from which products in Winograd's transform were measured to be quicker.
+TRANSFORMED = 32
 
 Convolve = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 """Takes rows (1, C, h, W), a residual of the result's shape or None, and memory for the result or None; gives
-act(conv(rows) + bias + residual). The memory may be the residual's own; it is dense and channels-last."""
+act(conv(rows) + bias + residual). The memory may be the residual's own; it is channels-last, and dense unless the
+convolution `packs`."""
 
 
 def prepare_convolution(
@@ -34,6 +42,7 @@ def prepare_convolution(
     activation: str | None,
     width: int,
     heights: Mapping[int, int],
+    transformed: bool = False,
 ) -> Convolve:
     """A convolution ready to run.
 
@@ -46,7 +55,11 @@ def prepare_convolution(
         width: columns of the rows that will come.
         heights: how often results of so many rows will be asked for; others work, but may take long. If it is empty,
             the public operators will do.
+        transformed: products in Winograd's transform where the convolution `packs`; it must be one that `transforms`.
     """
+    if heights and packs(weight.device, weight.dtype, groups):
+        step, apart = tuple(stride), tuple(dilation)
+        return PackedConv2d(weight, bias, step, (padding, padding), apart, activation, transformed)
     geometry = [[0, padding], list(stride), list(dilation), groups]
     if heights and prepares(weight.device, weight.dtype):
         return _in_own_layout(weight, bias, geometry, activation, width, heights)
@@ -59,8 +72,26 @@ def prepares(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.float32 and _usable()
 
 
-def prepared_bytes(weight: Sequence[int], itemsize: int) -> int:
-    """The bytes of a copy of weights of shape (O, C / groups, K, L): oneDNN fills outputs up to blocks."""
+def packs(device: torch.device, dtype: torch.dtype, groups: int = 1) -> bool:
+    """Whether a convolution is `xrk.kernels.PackedConv2d`, which writes into memory of any strides."""
+    module = dispatch.native()
+    wide = module is not None and module.simd() != "baseline"
+    return wide and groups == 1 and device.type == "cpu" and dtype == torch.float32
+
+
+def transforms(weight: Sequence[int], stride: tuple[int, ...], dilation: tuple[int, ...]) -> bool:
+    """Whether a packed convolution of weights (O, C, K, L) is quicker in Winograd's transform."""
+    plain = tuple(weight[2:]) == (3, 3) and stride == dilation == (1, 1)
+    return plain and min(weight[:2]) >= TRANSFORMED
+
+
+def prepared_bytes(
+    weight: Sequence[int], dtype: torch.dtype, device: torch.device, groups: int = 1, transformed: bool = False
+) -> int:
+    """The bytes of prepared weights of shape (O, C / groups, K, L): outputs are filled up to blocks."""
+    if packs(device, dtype, groups):
+        return 4 * packed_values(weight, transformed)
+    itemsize = dtype.itemsize
     outputs, *rest = weight
     block = next((b for b in (8, 16) if outputs <= b), 24)
     return functools.reduce(int.__mul__, rest, -(-outputs // block) * block) * itemsize
