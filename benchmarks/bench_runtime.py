@@ -198,10 +198,12 @@ def _monai(contestant: str, module: Any, x: Any) -> Any:
     overlap, weights = COMMON_OVERLAP, None
     if not common:
         overlap = HALO_OVERLAP
-        # A pixel comes from a tile in whose middle it lies; the rims count only where no other tile has been.
-        weights = torch.full(tile, 1e-7)
-        halo = [side // 4 for side in tile]
-        weights[halo[0] : tile[0] - halo[0], halo[1] : tile[1] - halo[1]] = 1.0
+        # A pixel comes from a tile in whose middle it lies; rims count only at the image's border, where no other tile
+        # has been, in rows and columns by themselves. MONAI raises weights below 1e-3 to that: so these are large.
+        down, right = (torch.ones(side) for side in tile)
+        for weight in (down, right):
+            weight[len(weight) // 4 : len(weight) - len(weight) // 4] = 1e12
+        weights = down[:, None] * right
 
     def start() -> Any:
         network = module.to(memory_format=torch.channels_last)

@@ -72,20 +72,20 @@ class Convolution(RowLocal):
     def compute(self, r0: int, r1: int, rows: list[Any], out: torch.Tensor | None) -> torch.Tensor:
         residual = channels_last(rows[1]) if len(rows) > 1 else None
         run = self._run or self._ready({})
-        place = None if out is None else out if self._packs and out.stride(1) == 1 else as_channels_last(out)
+        place = None if out is None else out if self.packs and out.stride(1) == 1 else as_channels_last(out)
         y = run(channels_last(rows[0]), residual, place)
         if out is None:
             return y
         return out if place is not None else out.copy_(y)
 
     @property
-    def _packs(self) -> bool:
+    def packs(self) -> bool:
         return packs(self.home, self.output.dtype, self.groups)
 
     @property
     def writes_out(self) -> bool:
         # The public operators make memory of their own, which would not be counted.
-        return self._packs or prepares(self.home, self.output.dtype)
+        return self.packs or prepares(self.home, self.output.dtype)
 
     @property
     def work(self) -> int:
@@ -163,7 +163,7 @@ class UpsampledConvolution(RowLocal):
     def prepare(self) -> None:
         if not self.heights:
             return
-        if self._packs:
+        if self.packs:
             weight, bias = _in_dtype(self.weight, self.bias, self.norm, self.output.dtype)
             self._packed = PackedDoubledConv2d(weight, bias, self.first, self.inputs[0].shape[1], self.activation)
         else:
@@ -221,13 +221,13 @@ class UpsampledConvolution(RowLocal):
         return self.output.shape[1] * self.output.shape[3] * channels
 
     @property
-    def _packs(self) -> bool:
+    def packs(self) -> bool:
         return packs(self.home, self.output.dtype)
 
     @property
     def weight_bytes(self) -> int:
         channels, outputs = [v.shape[1] for v in self.inputs], self._outputs
-        if self._packs:
+        if self.packs:
             taps = zip(channels, (3, 4), strict=False)
             return 4 * sum(packed_values((outputs, c, k, k), panels=True) for c, k in taps)
         where = (self.output.dtype, self.home)
@@ -235,7 +235,7 @@ class UpsampledConvolution(RowLocal):
         return held + sum(prepared_bytes((outputs, c, 3, 3), *where) for c in channels[1:])
 
     def scratch(self, r0: int, r1: int) -> int:
-        if self._packs:
+        if self.packs:
             return 0
         n, c, _, w = self.output.shape
         return n * c * (-(-(r1 - r0) // 2)) * (w + 2) * self.output.dtype.itemsize

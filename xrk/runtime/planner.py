@@ -18,7 +18,7 @@ from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse, make_twice
 from xrk.runtime.graph import Apply, Graph, Node, RowLocal, Value
 from xrk.runtime.keeping import made_again
-from xrk.runtime.nodes_convolution import Convolution
+from xrk.runtime.nodes_convolution import Convolution, UpsampledConvolution
 from xrk.runtime.overlays import overlay
 from xrk.runtime.precision import widen_ends
 from xrk.runtime.schedule import Pass, schedule
@@ -45,6 +45,9 @@ MIB = 1 << 20
 # What a process takes for its first plan beside the tensors: 15 to 20 MiB of torch's and oneDNN's code, and the code
 # that oneDNN writes. And a quarter of the prepared weights more, lost between them while they are made.
 BACKEND, LOST = 29 * MIB, 1 / 4
+# The same where all that oneDNN could do is done by xrk's own kernels, which make weights in their places.
+OWN_BACKEND, OWN_LOST = 16 * MIB, 1 / 32
+FOREIGN = ("linear", "matmul", "mm", "attention", "einsum", "conv_transpose2d", "conv1d", "conv3d")
 STEP = 400  # bytes of one step of the order, with its tuples
 QUICK = MIB  # an order of so many bytes is laid out in well under a second
 
@@ -362,7 +365,8 @@ class _Sized:
         self.handed_on = set(graph.outputs) if streamed else set()
         self.parts: dict[str, int] = {}
         weights = sum(n.weight_bytes for n in graph.nodes)
-        self._backend = BACKEND + int(LOST * weights)
+        backend, lost = (OWN_BACKEND, OWN_LOST) if _all_own(graph) else (BACKEND, LOST)
+        self._backend = backend + int(lost * weights)
         self.passes: list[Pass] = []
         for segment in segments:
             self.passes.append(schedule(segment, self.band, least))
@@ -420,6 +424,14 @@ class _Sized:
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
+
+
+def _all_own(graph: Graph) -> bool:
+    """Whether no node needs oneDNN."""
+    return all(
+        n.packs if isinstance(n, Convolution | UpsampledConvolution) else not any(f in n.label for f in FOREIGN)
+        for n in graph.nodes
+    )
 
 
 def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> Graph:
