@@ -45,8 +45,8 @@ MIB = 1 << 20
 # What a process takes for its first plan beside the tensors: 15 to 20 MiB of torch's and oneDNN's code, and the code
 # that oneDNN writes. And a quarter of the prepared weights more, lost between them while they are made.
 BACKEND, LOST = 29 * MIB, 1 / 4
-# The same where all that oneDNN could do is done by xrk's own kernels, which make weights in their places.
-OWN_BACKEND, OWN_LOST = 16 * MIB, 1 / 32
+# Where xrk's own kernels do all that oneDNN could, weights are made in their places.
+OWN_LOST = 1 / 32
 FOREIGN = ("linear", "matmul", "mm", "attention", "einsum", "conv_transpose2d", "conv1d", "conv3d")
 STEP = 400  # bytes of one step of the order, with its tuples
 QUICK = MIB  # an order of so many bytes is laid out in well under a second
@@ -186,7 +186,9 @@ def make_plan(
         graph = _graph(module, shape, dtype, where, unknown)
         limit = _free(where) if budget is None else budget
         again = functools.partial(_graph, module, shape, dtype, where, unknown)
-        best = _Search(graph, band, again, streamed).first_within(limit)
+        search = _Search(graph, band, again, streamed)
+        best = search.first_within(limit)
+        search.forget()
         if best.peak > limit and budget is not None:
             raise MemoryBudgetError(
                 f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
@@ -271,6 +273,12 @@ class _Search:
         graph = self.again()
         lighter = [n.lighten() for n in graph.nodes if isinstance(n, Convolution)]
         return graph if any(lighter) else None
+
+    def forget(self) -> None:
+        """Lets go of all that was tried: its own generator would hold it until the next collection of cycles."""
+        self.rest.close()
+        self.policies.clear()
+        self.sized.clear()
 
     def _policies(self) -> Iterator[int]:
         yield from range(len(self.policies))
@@ -365,8 +373,7 @@ class _Sized:
         self.handed_on = set(graph.outputs) if streamed else set()
         self.parts: dict[str, int] = {}
         weights = sum(n.weight_bytes for n in graph.nodes)
-        backend, lost = (OWN_BACKEND, OWN_LOST) if _all_own(graph) else (BACKEND, LOST)
-        self._backend = backend + int(lost * weights)
+        self._backend = BACKEND + int((OWN_LOST if _all_own(graph) else LOST) * weights)
         self.passes: list[Pass] = []
         for segment in segments:
             self.passes.append(schedule(segment, self.band, least))
