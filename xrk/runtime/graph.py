@@ -178,9 +178,13 @@ class RowGlobal(ABC):
     Attributes:
         apply_rows: `apply` is called for multiples of so many rows, but for the last.
         apply_work, summarise_work: products per row of each half; 0 where they do not count.
+        at_once: what both halves give together, from the whole inputs' tensors in one call, where that is quicker.
+        at_once_scratch: bytes that this holds beside inputs and result.
     """
 
     label: str = ""
+    at_once: Callable[[list[torch.Tensor]], torch.Tensor] | None = None
+    at_once_scratch: int = 0
     apply_rows: int = 1
     apply_work: int = 0
     summarise_work: int = 0
@@ -251,7 +255,15 @@ class Apply(RowLocal):
 
 
 class Plain(Node):
-    """An operator run once on whole tensors; inputs with a row axis are materialised first."""
+    """An operator run once on whole tensors; inputs with a row axis are materialised first.
+
+    Attributes:
+        work: products of all of it; 0 where they do not count.
+        scratch: bytes that it holds beside inputs and output, where they count.
+    """
+
+    work: int = 0
+    scratch: int = 0
 
     def __init__(self, label: str, run: Callable[[list[Any]], Any], inputs: Sequence[Value], output: Value) -> None:
         """``run`` takes the inputs' tensors, in order."""
@@ -283,6 +295,18 @@ class Graph:
             for value in node.inputs:
                 found.setdefault(value, []).append(node)
         return found
+
+    def run_at_once(self) -> None:
+        """Operators of two halves that have one call for whole maps run in it."""
+        found: dict[Node, Plain] = {}
+        for node in self.nodes:
+            if isinstance(node, Apply) and node.operator.at_once is not None:
+                operator = node.operator
+                whole = Plain(operator.label, operator.at_once, node.inputs[:-1], node.output)
+                whole.work, whole.scratch = operator.apply_work * node.output.rows, operator.at_once_scratch
+                found[node] = whole
+        self.nodes = [found.get(node, node) for node in self.nodes]
+        self.prune()
 
     def prune(self) -> None:
         """Drops what no output depends on."""

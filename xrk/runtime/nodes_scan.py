@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from xrk.kernels import carry_lines, scan_lines, summarise_lines
+from xrk.kernels import carry_lines, scan_lines, selective_scan_2d, summarise_lines
 from xrk.kernels.arguments import compute_dtype
 from xrk.runtime.capture import Call, explain, register
 from xrk.runtime.graph import Apply, RowGlobal, RowLocal, Summarise, Value
@@ -100,7 +100,8 @@ class SelectiveScan2d(RowGlobal):
     Args:
         x: (1, H, W, D), rows along axis 1.
         weights: as `selective_scan_2d` takes them after x.
-        block: rows of a block; by default as many as take the least memory, states and maps together.
+        block: rows of a block; by default as many as take the least memory, states and maps together, and no fewer
+            than make half of `PIXELS`.
     """
 
     label = "xrk::selective_scan_2d"
@@ -115,9 +116,15 @@ class SelectiveScan2d(RowGlobal):
         self.A = [-torch.exp(a.to(self.dtype)) for a in self.logs.reshape(4, self.channels, self.states)]
         # What has decayed below this is less than the rounding of what is left: the kernels leave it out as well.
         self._negligible = 45.0 if self.dtype == torch.float64 else 25.0
-        rows = round((self.height * (self.states + 1) / MAPS) ** 0.5) if block is None else block
+        self.at_once_scratch = self._projections()
+        # A call of fewer pixels costs more than they do.
+        least = max(round((self.height * (self.states + 1) / MAPS) ** 0.5), PIXELS // (2 * self.width))
+        rows = least if block is None else block
         self.apply_rows = max(1, min(rows, self.height))
         self.blocks = -(-self.height // self.apply_rows)
+
+    def at_once(self, given: list[torch.Tensor]) -> torch.Tensor:
+        return selective_scan_2d(given[0], *self.weights)
 
     # --- the first sweep ---
 

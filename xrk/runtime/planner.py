@@ -16,7 +16,7 @@ from xrk.runtime.capture import capture
 from xrk.runtime.device import describe_device, give_back, module_on, resolve_device
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse, make_twice
-from xrk.runtime.graph import Apply, Graph, Node, RowLocal, Value
+from xrk.runtime.graph import Apply, Graph, Node, Plain, RowLocal, Value
 from xrk.runtime.keeping import made_again
 from xrk.runtime.nodes_convolution import Convolution, UpsampledConvolution
 from xrk.runtime.overlays import overlay
@@ -242,6 +242,12 @@ class _Search:
     def _make_policies(self) -> Iterator[_Policy]:
         """By what is held between the segments, the most and the quickest first."""
         graph, bands, outputs = self.graph, self.bands, set(self.graph.outputs)
+        # A scan of the whole image on a CPU: no first sweep, and long calls, which keep the threads busy.
+        halves = [n for n in graph.nodes if isinstance(n, Apply) and n.operator.at_once is not None]
+        if halves and len(bands) > 1 and all(n.home.type == "cpu" for n in graph.nodes):
+            at_once = self.again()
+            at_once.run_at_once()
+            yield _Policy(at_once, cut(at_once), bands[: bands.index(TWICE_FROM)])
         first = cut(graph)
         if TWICE_FROM not in bands:
             yield _Policy(graph, first, bands)
@@ -388,7 +394,7 @@ class _Sized:
             overlay(p)
             for node in p.segment.before:
                 held[node.output] = node.output.bytes
-                self._see(weights, held, outputs, {})
+                self._see(weights, held, outputs, {BUFFERS[1]: node.scratch if isinstance(node, Plain) else 0})
             for store in p.stores:
                 held.pop(store.over, None)
             for v in p.segment.whole:
@@ -406,7 +412,8 @@ class _Sized:
             self._see(weights, held, outputs, here)
             for v in p.segment.last_use:
                 held.pop(v, None)
-        self.arithmetic = sum(p.work for p in self.passes) / once if once else 1.0
+        once_run = sum(node.work for p in self.passes for node in p.segment.before if isinstance(node, Plain))
+        self.arithmetic = (sum(p.work for p in self.passes) + once_run) / once if once else 1.0
 
     @property
     def order(self) -> int:
