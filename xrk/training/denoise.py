@@ -129,7 +129,7 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
         recipe.contrast_only(network)
         step += 1
         with torch.no_grad():
-            decay = min(0.995, 1 - 1 / (1 + step / 4))
+            decay = min(0.995, 1 - 1 / (1 + step / 16))
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
         loss_sum, loss_count = loss_sum + loss.item(), loss_count + 1
         if step % arguments.log == 0 or step == arguments.steps:
