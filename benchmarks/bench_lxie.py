@@ -12,7 +12,7 @@ Contestants, each in a process of its own for each figure, one after the other i
     whole          the module, its SS2D the kernel of xrk on whole maps
     loop, cumsum   the module in plain torch: SS2D as the public implementations without their CUDA kernel have it, with
                    pixels, steps, B and C of the four directions materialised, and the scan a loop over pixels, or
-                   cumulative sums over 16 of them at a time
+                   cumulative sums over 16 of them at a time (fewer where the decays' inverses would overflow)
 
 The network is the one that xrk ships, or where there are no weights for it yet its architecture with seeded ones; the
 results name which.
@@ -41,7 +41,7 @@ from bench_runtime import MIB, Peak, child, frame, machine
 SIZES = {"memory": [2048], "time": [512], "growth": [1024, 2048, 4096], "exact": [4096]}
 BUDGETS = {"memory": ["512MiB", "1GiB"], "time": ["1GiB"], "growth": ["4GiB"], "exact": ["4GiB"]}
 PLAIN = ("loop", "cumsum")
-CHUNK = 16  # steps of a cumulative sum: more of them, and the decays' inverses overflow
+CHUNK, STEEPEST = 16, 80.0  # the most steps of a cumulative sum; the decays' inverses overflow beyond exp(STEEPEST)
 
 
 # --- in the measuring process ---------------------------------------------------------------------------------------
@@ -120,8 +120,9 @@ def cumsum(x: Any, dt: Any, A: Any, b: Any, c: Any) -> Any:
     import torch
 
     y, h = torch.empty_like(x), x.new_zeros(A.shape)
-    for i in range(0, x.shape[0], CHUNK):
-        here = slice(i, i + CHUNK)
+    chunk = max(1, min(CHUNK, int(STEEPEST / (dt.amax(0)[..., None] * A).abs().max())))
+    for i in range(0, x.shape[0], chunk):
+        here = slice(i, i + chunk)
         decay = dt[here].cumsum(0)[..., None] * A
         added = torch.exp(-decay).mul_((dt[here] * x[here])[..., None] * b[here, :, None])
         hs = (added.cumsum(0) + h).mul_(decay.exp_())
