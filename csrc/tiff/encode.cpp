@@ -6,11 +6,9 @@
 #include <cerrno>
 #include <cstring>
 #include <exception>
-#include <limits>
 #include <mutex>
 #include <new>
 #include <string>
-#include <type_traits>
 #include <utility>
 
 #include "../cpu/threads.h"
@@ -18,94 +16,6 @@
 
 namespace xrk::tiff {
 namespace {
-
-// --- floats to integers -----------------------------------------------------------------------------------------------
-
-// Values that are worked on at a time: what a loop leaves for the next one stays in the first-level cache.
-constexpr std::size_t span = 512;
-
-// Rounds half to even and limits to a range of less than 32 bits. Each loop works in lanes of one width, so that the
-// compiler vectorises it. T: double; or float, where it holds every integer of the range and one step beyond.
-// Adding and subtracting 1.5 * 2**52 (2**23) rounds where there is no instruction for it, too.
-template <typename P, typename V, typename T>
-Misfits convert_span(const V* source, T scale, T offset, P* target, std::size_t count) {
-  constexpr T shift = sizeof(T) == 8 ? T(6755399441055744.0) : T(12582912.0);
-  constexpr T lowest = std::numeric_limits<P>::min(), highest = std::numeric_limits<P>::max();
-  using Whole = std::conditional_t<sizeof(P) == 4, std::int64_t, std::int32_t>;
-  using Lane = std::conditional_t<sizeof(T) == 8, std::int64_t, std::int32_t>;
-  Misfits found;
-  Whole whole[span];
-  for (std::size_t first = 0; first < count; first += span) {
-    const std::size_t here = std::min(span, count - first);
-    Lane limited = 0, absent = 0;
-    for (std::size_t i = 0; i < here; ++i) {
-      T v = static_cast<T>(source[first + i]);
-      if constexpr (sizeof(T) == 8) v = v * scale + offset;
-      absent += v == v ? 0 : 1;
-      v = v == v ? v : T(0);
-      // One step beyond the range keeps the rounding exact and still tells what has to be limited.
-      v = v < lowest - 1 ? lowest - 1 : v;
-      v = v > highest + 1 ? highest + 1 : v;
-      v = (v + shift) - shift;
-      T within = v < lowest ? lowest : v;
-      within = within > highest ? highest : within;
-      limited += within != v ? 1 : 0;
-      whole[i] = static_cast<Whole>(within);
-    }
-    for (std::size_t i = 0; i < here; ++i) target[first + i] = static_cast<P>(whole[i]);
-    found.limited += static_cast<std::uint64_t>(limited);
-    found.not_numbers += static_cast<std::uint64_t>(absent);
-  }
-  return found;
-}
-
-template <typename V>
-Misfits convert_from(const V* source, double scale, double offset, const Geometry& geometry, void* target,
-                     std::size_t count) {
-  const auto to = [&](auto* typed) -> Misfits {
-    using P = std::remove_pointer_t<decltype(typed)>;
-    // Without a factor, a float is a float all along: twice as many lanes, the same results.
-    if constexpr (std::is_same_v<V, float> && sizeof(P) <= 2) {
-      if (scale == 1.0 && offset == 0.0) return convert_span<P, V, float>(source, 1.0f, 0.0f, typed, count);
-    }
-    return convert_span<P, V, double>(source, scale, offset, typed, count);
-  };
-  if (geometry.format == SampleFormat::signed_integer) {
-    if (geometry.bits == 8) return to(static_cast<std::int8_t*>(target));
-    if (geometry.bits == 16) return to(static_cast<std::int16_t*>(target));
-    return to(static_cast<std::int32_t*>(target));
-  }
-  if (geometry.bits == 8) return to(static_cast<std::uint8_t*>(target));
-  if (geometry.bits == 16) return to(static_cast<std::uint16_t*>(target));
-  return to(static_cast<std::uint32_t*>(target));
-}
-
-// --- predictors and byte order ------------------------------------------------------------------------------------------
-
-// Differences to the left neighbour, from the right end so that each one is still there when it is needed.
-template <typename U>
-void difference(U* values, std::size_t count) {
-  for (std::size_t i = count; i-- > 1;) values[i] = static_cast<U>(values[i] - values[i - 1]);
-}
-
-inline std::uint8_t reversed(std::uint8_t v) { return v; }
-inline std::uint16_t reversed(std::uint16_t v) { return static_cast<std::uint16_t>(v << 8 | v >> 8); }
-inline std::uint32_t reversed(std::uint32_t v) { return __builtin_bswap32(v); }
-inline std::uint64_t reversed(std::uint64_t v) { return __builtin_bswap64(v); }
-
-template <typename U>
-void reverse(U* values, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) values[i] = reversed(values[i]);
-}
-
-// `run` with the row as unsigned integers of a pixel's size.
-template <typename Run>
-void as_integers(char* line, std::size_t bytes, const Run& run) {
-  if (bytes == 1) return run(reinterpret_cast<std::uint8_t*>(line));
-  if (bytes == 2) return run(reinterpret_cast<std::uint16_t*>(line));
-  if (bytes == 4) return run(reinterpret_cast<std::uint32_t*>(line));
-  return run(reinterpret_cast<std::uint64_t*>(line));
-}
 
 // --- compression --------------------------------------------------------------------------------------------------------
 
@@ -222,6 +132,7 @@ class Encoder {
   // From the machine's pixels to the file's, in place.
   void store(char* line) {
     const std::size_t bytes = geometry_.pixel_bytes(), count = geometry_.segment_width;
+    const RowKernels& kernels = active_rows();
     if (geometry_.predictor == Predictor::floating) {
       // All most significant bytes of the row, then all next ones, whatever the byte order; then differences of bytes.
       line_.assign(line, line + count * bytes);
@@ -229,14 +140,10 @@ class Encoder {
         const char* byte = line_.data() + (machine_order == ByteOrder::little ? bytes - 1 - plane : plane);
         for (std::size_t i = 0; i < count; ++i) line[plane * count + i] = byte[i * bytes];
       }
-      return difference(reinterpret_cast<std::uint8_t*>(line), count * bytes);
+      return kernels.difference(line, count * bytes, 1);
     }
-    if (geometry_.predictor == Predictor::horizontal) {
-      as_integers(line, bytes, [&](auto* values) { difference(values, count); });
-    }
-    if (geometry_.order != machine_order) {
-      as_integers(line, bytes, [&](auto* values) { reverse(values, count); });
-    }
+    if (geometry_.predictor == Predictor::horizontal) kernels.difference(line, count, bytes);
+    if (geometry_.order != machine_order && bytes > 1) kernels.swap(line, count, bytes);
   }
 
   const Geometry& geometry_;
@@ -312,10 +219,12 @@ std::vector<Place> write_as_it_is(int file, std::uint64_t position, const Geomet
 
 Misfits convert(const void* source, Pixels pixels, double scale, double offset, const Geometry& geometry, void* target,
                 std::size_t count) {
+  const Pixel pixel = pixel_of(geometry);
+  const RowKernels& kernels = active_rows();
   if (pixels == Pixels::float64) {
-    return convert_from(static_cast<const double*>(source), scale, offset, geometry, target, count);
+    return kernels.round64[pixel](static_cast<const double*>(source), scale, offset, target, count);
   }
-  return convert_from(static_cast<const float*>(source), scale, offset, geometry, target, count);
+  return kernels.round32[pixel](static_cast<const float*>(source), scale, offset, target, count);
 }
 
 bool can_encode(Compression compression) {

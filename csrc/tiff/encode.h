@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "format.h"
+#include "rows.h"
 
 namespace xrk::tiff {
 
@@ -21,12 +22,6 @@ struct Rows {
   std::uint64_t first, count;
   Pixels pixels;
   double scale, offset;
-};
-
-// Values that an integer pixel does not hold.
-struct Misfits {
-  std::uint64_t limited = 0;
-  std::uint64_t not_numbers = 0;
 };
 
 // target[i] = source[i] * scale + offset in double precision, rounded half to even and limited to the range of the

@@ -67,6 +67,30 @@ void accumulate_row(void* row, std::size_t count, std::size_t bytes) {
   if (bytes == 8) accumulate_pixels<std::uint64_t>(row, count);
 }
 
+// From the right end, so that each one is still there when it is needed: a block's last ones first.
+template <typename T>
+void difference_pixels(void* row, std::size_t count) {
+  auto* at = static_cast<unsigned char*>(row);
+  constexpr std::size_t block = 256;
+  T before[block];
+  for (std::size_t end = count; end > 1;) {
+    const std::size_t first = end > block + 1 ? end - block : 1, number = end - first;
+    for (std::size_t i = 0; i < number; ++i) before[i] = load<T>(at + (first - 1 + i) * sizeof(T));
+    XRK_INDEPENDENT
+    for (std::size_t i = 0; i < number; ++i) {
+      store(at + (first + i) * sizeof(T), static_cast<T>(load<T>(at + (first + i) * sizeof(T)) - before[i]));
+    }
+    end = first;
+  }
+}
+
+void difference_row(void* row, std::size_t count, std::size_t bytes) {
+  if (bytes == 1) difference_pixels<std::uint8_t>(row, count);
+  if (bytes == 2) difference_pixels<std::uint16_t>(row, count);
+  if (bytes == 4) difference_pixels<std::uint32_t>(row, count);
+  if (bytes == 8) difference_pixels<std::uint64_t>(row, count);
+}
+
 template <typename T>
 void join_planes(const unsigned char* planes, void* out, std::size_t count) {
   auto* to = static_cast<unsigned char*>(out);
@@ -255,22 +279,78 @@ std::uint64_t correct_row(const void* x, const double* dark, const double* gain,
   return limited;
 }
 
+// --- values to counts -----------------------------------------------------------------------------------------------
+
+// Each loop works in lanes of one width, so that the compiler vectorises it; what one leaves for the next stays in the
+// first-level cache. T: double; or float, where it holds every integer of the range and one step beyond. Adding and
+// subtracting 1.5 * 2**52 (2**23) rounds where there is no instruction for it, too.
+template <typename P, typename V, typename T>
+Misfits round_values(const V* v, T scale, T offset, unsigned char* out, std::size_t count) {
+  constexpr std::size_t span = 512;
+  constexpr T shift = sizeof(T) == 8 ? T(6755399441055744.0) : T(12582912.0);
+  constexpr T lowest = std::numeric_limits<P>::min(), highest = std::numeric_limits<P>::max();
+  using Whole = std::conditional_t<sizeof(P) == 4, std::int64_t, std::int32_t>;
+  using Lane = std::conditional_t<sizeof(T) == 8, std::int64_t, std::int32_t>;
+  Misfits found;
+  Whole whole[span];
+  for (std::size_t first = 0; first < count; first += span) {
+    const std::size_t here = count - first < span ? count - first : span;
+    Lane limited = 0, absent = 0;
+    for (std::size_t i = 0; i < here; ++i) {
+      T value = static_cast<T>(v[first + i]);
+      if constexpr (sizeof(T) == 8) value = value * scale + offset;
+      absent += value == value ? 0 : 1;
+      value = value == value ? value : T(0);
+      // One step beyond the range keeps the rounding exact and still tells what has to be limited.
+      value = value < lowest - 1 ? lowest - 1 : value;
+      value = value > highest + 1 ? highest + 1 : value;
+      value = (value + shift) - shift;
+      T within = value < lowest ? lowest : value;
+      within = within > highest ? highest : within;
+      limited += within != value ? 1 : 0;
+      whole[i] = static_cast<Whole>(within);
+    }
+    for (std::size_t i = 0; i < here; ++i) store(out + (first + i) * sizeof(P), static_cast<P>(whole[i]));
+    found.limited += static_cast<std::uint64_t>(limited);
+    found.not_numbers += static_cast<std::uint64_t>(absent);
+  }
+  return found;
+}
+
+template <typename P, typename V>
+Misfits round_row(const V* v, double scale, double offset, void* out, std::size_t count) {
+  auto* to = static_cast<unsigned char*>(out);
+  // Without a factor, a float is a float all along: twice as many lanes, the same results.
+  if constexpr (std::is_same_v<V, float> && sizeof(P) <= 2) {
+    if (scale == 1.0 && offset == 0.0) return round_values<P, V, float>(v, 1.0f, 0.0f, to, count);
+  }
+  return round_values<P, V, double>(v, scale, offset, to, count);
+}
+
+#define XRK_INTEGERS(V)                                                                                             \
+  {round_row<std::uint8_t, V>, round_row<std::int8_t, V>, round_row<std::uint16_t, V>, round_row<std::int16_t, V>, \
+   round_row<std::uint32_t, V>, round_row<std::int32_t, V>}
+
 #define XRK_VALUES(P) {normalise_row<P, Half>, normalise_row<P, float>, normalise_row<P, double>}
 
 constexpr RowKernels make_rows() {
   return {swap_row,
           accumulate_row,
           unfold_row,
+          difference_row,
           unpack_row,
           {correct_row<std::uint8_t>, correct_row<std::int8_t>, correct_row<std::uint16_t>, correct_row<std::int16_t>,
            correct_row<std::uint32_t>, correct_row<std::int32_t>, correct_row<Half>, correct_row<float>,
            correct_row<double>},
           {XRK_VALUES(std::uint8_t), XRK_VALUES(std::int8_t), XRK_VALUES(std::uint16_t), XRK_VALUES(std::int16_t),
            XRK_VALUES(std::uint32_t), XRK_VALUES(std::int32_t), XRK_VALUES(Half), XRK_VALUES(float),
-           XRK_VALUES(double)}};
+           XRK_VALUES(double)},
+          XRK_INTEGERS(float),
+          XRK_INTEGERS(double)};
 }
 
 #undef XRK_VALUES
+#undef XRK_INTEGERS
 
 }  // namespace
 }  // namespace xrk::tiff
