@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 import xrk
@@ -97,3 +98,55 @@ def test_off_is_the_mean_alone():
     blind = model("fit", "unit", std=False)
     mean, _ = answer(blind.module, z / 65535)
     assert np.abs(xrk.enhance(z, blind) - 65535 * mean).max() <= 1
+
+
+@pytest.mark.parametrize("memory", [None, "64MiB"])
+def test_uncertainty_is_the_posterior_deviation(memory):
+    blind, z = model("fit", "unit"), frame()
+    noise = xrk.NoiseModel(12.0, 100.0, 30.0)
+    y, report = xrk.enhance(z, blind, noise=noise, memory=memory, report=True, uncertainty=True)
+    mean, std = answer(blind.module, z / 65535)
+    variance = np.maximum((12.0 * (65535 * mean - 100) + 900) / 65535**2, FLOOR)
+    _, deviation = combine(z / 65535, mean, without_noise(std, variance, FLOOR), variance)
+    assert report.uncertainty.dtype == np.float32 and report.uncertainty.shape == z.shape
+    np.testing.assert_allclose(report.uncertainty, 65535 * deviation, rtol=1e-3)
+    assert "uncertainty" not in report.to_dict()
+    assert np.array_equal(y, xrk.enhance(z, blind, noise=noise, memory=memory))
+
+
+def test_uncertainty_of_stabilised_counts_is_in_counts():
+    blind, z = model("estimate", "stabilised", noise="unit", centre=70.0, unit=30.0), frame()
+    stack, mask = np.stack([z, z // 2]), np.zeros(z.shape, bool)
+    mask[5, 6:9] = True
+    noise = xrk.NoiseModel(12.0)
+    _, report = xrk.enhance(stack, blind, noise=noise, mask=mask, report=True, uncertainty=True)
+    assert np.isnan(report.uncertainty[:, mask]).all() and np.isfinite(report.uncertainty[:, ~mask]).all()
+    mean, std = answer(blind.module, noise.stabilise(stack[1], np.float32))
+    far = np.hypot(*np.mgrid[-5 : z.shape[0] - 5, -7 : z.shape[1] - 7]) > 150  # of what the mask's filling reaches
+    v, deviation = combine(noise.stabilise(stack[1]), mean, std**2, np.ones_like(mean))
+    across = (noise.unstabilise(v + deviation) - noise.unstabilise(v - deviation)) / 2
+    np.testing.assert_allclose(report.uncertainty[1][far], across[far], rtol=2e-3)
+
+
+def test_uncertainty_of_a_file_streams(tmp_path):
+    blind, z = model("estimate", "stabilised", noise="unit", centre=70.0, unit=30.0), frame((700, 96))
+    tifffile.imwrite(tmp_path / "in.tif", z)
+    noise = xrk.NoiseModel(12.0)
+    xrk.enhance_file(
+        tmp_path / "in.tif", tmp_path / "out.tif", blind, noise=noise, uncertainty=tmp_path / "sd.tif", memory="80MiB"
+    )
+    y, report = xrk.enhance(z, blind, noise=noise, report=True, uncertainty=True)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), y)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "sd.tif"), report.uncertainty, rtol=1e-4)
+    before = sorted(tmp_path.iterdir())
+    for options, problem in (
+        ({"uncertainty": tmp_path / "new.tif"}, "image file itself"),
+        ({"uncertainty": tmp_path / "sd.png"}, "ends in .tif"),
+        ({"uncertainty": tmp_path / "x.tif", "model": "resnet18-unet"}, "does not tell how sure"),
+        ({"uncertainty": tmp_path / "x.tif", "model": model("fit", "unit"), "noise": "off"}, "no posterior"),
+    ):
+        with pytest.raises(xrk.errors.XrkError, match=problem):
+            xrk.enhance_file(tmp_path / "in.tif", tmp_path / "new.tif", **{"model": blind} | options)
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(xrk.errors.InputError, match="report=True"):
+        xrk.enhance(z, blind, uncertainty=True)

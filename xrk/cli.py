@@ -45,6 +45,14 @@ examples:
   xrk enhance frame12bit.tif out.tif --levels 0 4095
   xrk enhance raw/ clean/ --dark dark.tif --flat flat.tif
   xrk enhance a.tif b.tif out/ --noise 5.6,2500,0 --report what_was_done.json
+  xrk enhance frame.tif out.tif --model blindspot --uncertainty sd.tif
+"""
+
+ADAPT = """\
+Train a blind-spot denoiser on noisy frames of one detector, without a clean image, and write it with its card.
+
+FILES are TIFF files, or folders of them; pages count as frames. The state of the run lies in OUT.run until it is done:
+the same command goes on from there after it was killed. Then: xrk enhance in.tif out.tif --model OUT
 """
 
 
@@ -129,6 +137,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     plan.add_argument("--memory", metavar="SIZE", help="memory to keep within, such as 2GiB (default: what is free)")
     plan.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
 
+    adapt = verb(
+        "adapt", _adapt, "train a denoiser on one's own noisy frames, without a clean one", description=ADAPT,
+        epilog="example: xrk adapt frames/ -o mine.safetensors",
+    )  # fmt: skip
+    adapt.add_argument("files", nargs="+", metavar="FILES", help="two noisy frames or more, of one size and dtype")
+    adapt.add_argument("-o", "--out", required=True, metavar="OUT", help="the .safetensors file to write")
+    adapt.add_argument("--model", default="blindspot", metavar="NAME", help="what to go on from (default: blindspot)")
+    adapt.add_argument(
+        "--noise", type=_calibrated, metavar="GAIN,OFFSET,READ", help="calibrated noise (default: an estimate)"
+    )
+    adapt.add_argument(
+        "--spot", type=int, metavar="N", help="blind for 2N - 1 pixels each way (default: by the noise's correlation)"
+    )
+    adapt.add_argument("--features", type=int, metavar="N", help="begin from random weights, with so many channels")
+    adapt.add_argument("--steps", type=int, default=600, help="training steps at most (default: 600)")
+    adapt.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    adapt.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
+    adapt.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
     fuse = verb(
         "fuse", _fuse, "fuse a low-energy and a high-energy radiograph into one",
         epilog="example: xrk fuse low.tif high.tif -o fused.tif --pseudocolor fused.png",
@@ -196,6 +223,15 @@ def _add_enhance_options(enhance: argparse.ArgumentParser) -> None:
     enhance.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
     enhance.add_argument("--memory", metavar="SIZE", help="memory to keep within, such as 2GiB")
     enhance.add_argument("--preview", metavar="PNG", help="picture, before and after; a folder for several inputs")
+    enhance.add_argument(
+        "--uncertainty", metavar="TIFF",
+        help="file for the standard deviation of every pixel, in counts, of a blind-spot network; a folder for several "
+        "inputs",
+    )  # fmt: skip
+    enhance.add_argument(
+        "--compat", choices=("tiles",),
+        help="run a blind-spot network as its published code does: tiles of 512 with a noise fit each, truncated",
+    )  # fmt: skip
     enhance.add_argument("--report", metavar="JSON", help="file for the report: noise model, residual, versions, ...")
     enhance.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -210,6 +246,12 @@ def noise(text: str) -> str | tuple[float, ...]:
     if len(numbers) != 3:
         raise argparse.ArgumentTypeError(f"expected off or three numbers GAIN,OFFSET,READ, not {text!r}")
     return numbers
+
+
+def _calibrated(text: str) -> tuple[float, ...]:
+    if text == "off":
+        raise argparse.ArgumentTypeError("expected three numbers GAIN,OFFSET,READ, not 'off'")
+    return _noise(text)
 
 
 # Verbs
@@ -254,6 +296,40 @@ def _plan(arguments: argparse.Namespace) -> int:
     shape = (arguments.height, arguments.width)
     print(xrk.plan(arguments.model, shape, memory=arguments.memory, device=arguments.device))
     return 0
+
+
+def _adapt(arguments: argparse.Namespace) -> int:
+    import shutil
+
+    from tqdm import tqdm
+
+    import xrk
+    from xrk import io
+    from xrk.errors import InputError
+
+    paths = _sources(arguments.files)
+    if not arguments.out.endswith(".safetensors"):
+        raise InputError(f"{arguments.out} is to hold the weights; expected a name that ends in .safetensors.")
+    noise = None if arguments.noise is None else xrk.NoiseModel(*arguments.noise)
+    frames = [frame for path in paths for frame in _pages(io.read(path).array)]
+    run = Path(f"{arguments.out}.run")
+    shown = not arguments.quiet and sys.stderr.isatty()
+    with tqdm(total=arguments.steps, unit="step", disable=not shown, leave=False) as bar:
+        model = xrk.adapt(
+            frames, arguments.model, out=arguments.out, run=run, noise=noise, spot=arguments.spot,
+            features=arguments.features, steps=arguments.steps, seed=arguments.seed, device=arguments.device,
+            progress=lambda done, total: bar.update(done - bar.n),
+            say=(lambda sentence: None) if arguments.quiet else lambda sentence: bar.write(sentence),
+        )  # fmt: skip
+    shutil.rmtree(run, ignore_errors=True)
+    if not arguments.quiet:
+        told = model.card.training
+        print(f"{arguments.out}\n  {told['steps']} steps, loss {told['loss']:.4f}, sha256 {model.card.sha256}")
+    return 0
+
+
+def _pages(array: Any) -> Any:
+    return array if array.ndim == 3 else array[None]
 
 
 def _fuse(arguments: argparse.Namespace) -> int:
@@ -321,8 +397,9 @@ def _enhance(arguments: argparse.Namespace) -> int:
             io.read(reference)  # what is wrong with it is told once, not for every file
     if many:
         _make_folder(arguments.paths[-1])
-        if arguments.preview is not None:
-            _make_folder(arguments.preview)
+        for folder in (arguments.preview, arguments.uncertainty):
+            if folder is not None:
+                _make_folder(folder)
     told: list[dict[str, Any]] = []
     failed = 0
     progress = _Progress([source for source, _ in jobs], arguments.quiet)
@@ -330,6 +407,9 @@ def _enhance(arguments: argparse.Namespace) -> int:
         preview = arguments.preview
         if many and preview is not None:
             preview = Path(preview) / f"{target.name}.png"
+        uncertainty = arguments.uncertainty
+        if many and uncertainty is not None:
+            uncertainty = Path(uncertainty) / target.name
         entry: dict[str, Any] = {"input": str(source), "output": str(target)}
         told.append(entry)
         try:
@@ -337,7 +417,8 @@ def _enhance(arguments: argparse.Namespace) -> int:
                 report = xrk.enhance_file(
                     source, target, model, levels=arguments.levels, noise=noise, mask=arguments.mask,
                     memory=arguments.memory, device=arguments.device, progress=advance, dark=arguments.dark,
-                    flat=arguments.flat, badpixels=arguments.badpixels, preview=preview,
+                    flat=arguments.flat, badpixels=arguments.badpixels, preview=preview, uncertainty=uncertainty,
+                    compat=arguments.compat,
                 )  # fmt: skip
         except errors.DeviceError:
             raise
@@ -367,16 +448,7 @@ def _jobs(paths: list[str]) -> tuple[list[tuple[Path, Path]], bool]:
 
     *inputs, out = paths
     many = len(inputs) > 1 or os.path.isdir(inputs[0])
-    sources: list[Path] = []
-    for name in inputs:
-        if os.path.isdir(name):
-            entries = sorted(path for path in Path(name).iterdir() if not path.name.startswith("."))
-            found = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-            if not found:
-                raise ImageFileError(f"The folder {name} has no TIFF file in it ({', '.join(IMAGE_SUFFIXES)}).")
-            sources += found
-        else:
-            sources.append(Path(name))
+    sources = _sources(inputs)
     if many and os.path.exists(out) and not os.path.isdir(out):
         raise ImageFileError(f"{out} is a file; several inputs need a folder to go to.")
     into_folder = many or os.path.isdir(out) or out.endswith(("/", os.sep))
@@ -387,6 +459,23 @@ def _jobs(paths: list[str]) -> tuple[list[tuple[Path, Path]], bool]:
         if any(os.path.exists(target) and os.path.exists(source) and target.samefile(source) for source in sources):
             raise InputError(f"{target} would overwrite an input; choose another name or folder for the output.")
     return list(zip(sources, targets, strict=True)), many
+
+
+def _sources(inputs: list[str]) -> list[Path]:
+    """Files as they are, and of folders the TIFF files in them."""
+    from xrk.errors import ImageFileError
+
+    sources: list[Path] = []
+    for name in inputs:
+        if os.path.isdir(name):
+            entries = sorted(path for path in Path(name).iterdir() if not path.name.startswith("."))
+            found = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+            if not found:
+                raise ImageFileError(f"The folder {name} has no TIFF file in it ({', '.join(IMAGE_SUFFIXES)}).")
+            sources += found
+        else:
+            sources.append(Path(name))
+    return sources
 
 
 def check_report(path: str, others: list[Path]) -> None:

@@ -7,7 +7,7 @@ network leaves alone stays as it is, in every dtype, to the last bit.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ def enhance(
     memory: int | str | None = None,
     device: str | torch.device | None = None,
     runtime: str = "bands",
+    compat: str | None = None,
     progress: Progress = None,
     report: bool = False,
+    uncertainty: bool = False,
 ) -> Any:
     """Enhances one radiograph or a stack of them.
 
@@ -68,8 +70,12 @@ def enhance(
         runtime: "bands" runs the network band by band, each row once (see `xrk.plan`); "whole" on the whole frame, as
             the plain module: what the bands are tested against. A network with an operator that the runtime does not
             know is run whole where no memory is named, and the report says so.
+        compat: "tiles" runs a blind-spot network from a Keras file as its published code does, to reproduce earlier
+            results (see `xrk.tiles`): tiles of 512, a noise fit for each, truncated; not to be wanted otherwise.
         progress: True for a bar, or a function that is called with (frames done, frames). What it raises ends the call.
         report: also return the `Report`.
+        uncertainty: put the standard deviation of every pixel into the report, ``report.uncertainty``. A blind-spot
+            network knows it: that of the posterior, in counts. It costs a second run; ``report=True`` is needed.
 
     Returns:
         The enhanced image: same kind of array, shape, dtype, byte order and device, C-contiguous; with ``report`` the
@@ -84,16 +90,23 @@ def enhance(
         no plan fits the budget (the message names the smallest), or the frame does not fit on the GPU.
     """
     started = time.perf_counter()
+    if uncertainty and not report:
+        raise InputError("The uncertainty is part of the report; expected report=True beside uncertainty=True.")
     incoming = arrays.accept(image)
     job = prepare(
         pixels_of(incoming), model, levels=levels, noise=noise, mask=mask, memory=memory,
-        device=resolve_device(device, incoming.device), runtime=runtime,
+        device=resolve_device(device, incoming.device), runtime=runtime, uncertainty=uncertainty,
+        compat=compat,
     )  # fmt: skip
     result = np.empty(incoming.shape, incoming.dtype)
     stack = result if result.ndim == 3 else result[None]
+    deviation = np.empty(incoming.shape, np.float32) if uncertainty else None
 
     def put(frame: int, rows: slice, pixels: np.ndarray) -> None:
         stack[frame, rows] = pixels
+
+    def unsure(frame: int, rows: slice, pixels: np.ndarray) -> None:
+        deviation.reshape(stack.shape)[frame, rows] = pixels
 
     with _told(progress, len(stack), "frame") as told:
 
@@ -101,9 +114,10 @@ def enhance(
             if rows == 0:
                 told(frame, len(stack))
 
-        frames, plan = job.run(put, tell, result.nbytes, statistics=bool(report))
+        held = result.nbytes + (deviation.nbytes if uncertainty else 0)
+        frames, plan = job.run(put, tell, held, statistics=bool(report), unsure=unsure if uncertainty else None)
     handed_back = incoming.hand_back(result)
-    return (handed_back, job.report(frames, plan, started)) if report else handed_back
+    return (handed_back, job.report(frames, plan, started, uncertainty=deviation)) if report else handed_back
 
 
 def enhance_file(
@@ -117,12 +131,14 @@ def enhance_file(
     memory: int | str | None = None,
     device: str | torch.device | None = None,
     runtime: str = "bands",
+    compat: str | None = None,
     progress: Progress = None,
     dark: Any = None,
     flat: Any = None,
     badpixels: Any = None,
     preview: str | os.PathLike[str] | None = None,
     report: bool = True,
+    uncertainty: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Enhances an image file into another of the same layout, dtype and metadata, to the bit as `enhance` its pixels.
 
@@ -133,7 +149,8 @@ def enhance_file(
     Args:
         src: the file; its pages are a stack.
         dst: the file to write, whole or not at all; it may be ``src``.
-        model, levels, noise, device, runtime: as for `enhance`; levels that the file states are used if none are given.
+        model, levels, noise, device, runtime, compat: as for `enhance`; levels that the file states are used if none
+            are given.
         memory: as for `enhance`; what reading and writing hold is part of it.
         progress: True for a bar, or a function that is called with (rows done, rows of all frames).
         mask: as for `enhance`, or the path of an image that is nonzero where a pixel is invalid.
@@ -145,6 +162,7 @@ def enhance_file(
             Unlike pixels of the mask, these get a value from their surroundings, and are enhanced like all others.
         preview: a PNG to write beside, before and after, 8 bit.
         report: write the report into the file as well (without the seconds: the same call gives the same bytes).
+        uncertainty: a TIFF to write beside: `enhance`'s ``report.uncertainty``, streamed as the result is.
 
     Returns:
         The `Report`; its ``file`` entry tells the files and what the correction did.
@@ -153,13 +171,17 @@ def enhance_file(
         What `enhance` raises, and ImageFileError for a file that cannot be read or written; before anything is written.
     """
     started = time.perf_counter()
-    for name, path in (("src", src), ("dst", dst), *((("preview", preview),) if preview is not None else ())):
+    beside = {name: path for name, path in (("preview", preview), ("uncertainty", uncertainty)) if path is not None}
+    for name, path in {"src": src, "dst": dst, **beside}.items():
         if not _is_path(path):
             raise InputTypeError(f"{name} is a {type(path).__name__}; expected a path (an array goes to xrk.enhance).")
-    if preview is not None:
-        io.check_target(preview)
-        if os.path.realpath(preview) in (os.path.realpath(src), os.path.realpath(dst)):
-            raise InputError(f"The preview {os.fspath(preview)} is the image file itself; expected a name of its own.")
+    taken = [os.path.realpath(src), os.path.realpath(dst)]
+    for name, path in beside.items():
+        (io.check_target if name == "preview" else io.check_writable)(path)
+        if os.path.realpath(path) in taken:
+            what = "the image file itself" if os.path.realpath(path) in taken[:2] else "another output"
+            raise InputError(f"The {name} {os.fspath(path)} is {what}; expected a name of its own.")
+        taken.append(os.path.realpath(path))
     with io.open(src, cache=READ_CACHE) as source:
         io.check_writable(dst, source)
         stated = source.metadata.levels
@@ -174,11 +196,22 @@ def enhance_file(
         job = prepare(
             replace(pixels, correction=correction, bad=bad), model, levels=levels, noise=noise, mask=mask,
             memory=memory, device=resolve_device(device), runtime=runtime, stated_levels=stated,
-            offset=None if dark is None else correction.pedestal,
+            offset=None if dark is None else correction.pedestal, uncertainty=uncertainty is not None,
+            compat=compat,
         )  # fmt: skip
         shown = _Shown(pixels) if preview is not None else None
         height = pixels.shape[-2]
-        with io.create(dst, like=source) as sink, _told(progress, pixels.count * height, "row") as tell:
+        with ExitStack() as outputs:
+            tell = outputs.enter_context(_told(progress, pixels.count * height, "row"))
+            sink = outputs.enter_context(io.create(dst, like=source))
+            held, unsure = _sink_bytes(pixels.dtype, sink), None
+            if uncertainty is not None:
+                facts["uncertainty"] = Path(uncertainty).name
+                second = outputs.enter_context(io.create(uncertainty, shape=pixels.shape, dtype=np.float32))
+                held += _sink_bytes(second.dtype, second)
+
+                def unsure(frame: int, rows: slice, deviation: np.ndarray) -> None:
+                    second.write(rows, deviation, frame)
 
             def put(frame: int, rows: slice, result: np.ndarray) -> None:
                 sink.write(rows, result, frame)
@@ -186,8 +219,8 @@ def enhance_file(
                     shown.after(frame, rows, result)
 
             frames, plan = job.run(
-                put, lambda frame, rows: tell(frame * height + rows, pixels.count * height), _sink_bytes(pixels, sink),
-                statistics=True, seen=None if shown is None else shown.before,
+                put, lambda frame, rows: tell(frame * height + rows, pixels.count * height), held,
+                statistics=True, seen=None if shown is None else shown.before, unsure=unsure,
             )  # fmt: skip
             if correction is not None:
                 facts["correction"]["clipped"] = sum(job.clipped.values())
@@ -244,10 +277,10 @@ def _bad_pixels(badpixels: Any, shape: tuple[int, int], facts: dict[str, Any]) -
     return bad if bad.any() else None
 
 
-def _sink_bytes(pixels: Pixels, sink: io.Sink) -> int:
+def _sink_bytes(dtype: np.dtype, sink: io.Sink) -> int:
     """What a file that is written holds: rows of segments that are not complete, and segments on their way."""
-    width, item = pixels.shape[-1], pixels.dtype.itemsize
-    return item * width * (3 * group_rows(width) + 2 * sink.segment_rows)
+    width = sink.shape[-1]
+    return dtype.itemsize * width * (3 * group_rows(width) + 2 * sink.segment_rows)
 
 
 class _Shown:

@@ -15,14 +15,15 @@ from xrk import arrays, io, loading, radiograph
 from xrk.bands import Frames, InOrder, Pixels
 from xrk.device_rows import device_rows
 from xrk.errors import InputError, InputTypeError
-from xrk.models import VIDEO
+from xrk.models import VIDEO, BlindSpot
 from xrk.network import Domain, Network, make_domain
 from xrk.noise import NoiseModel, estimate_noise
 from xrk.noise_line import OnDemand
 from xrk.report import FrameReport, Report, ResidualStatistics
 from xrk.runtime.budget import parse_memory
-from xrk.runtime.device import describe_device
+from xrk.runtime.device import describe_device, module_on
 from xrk.runtime.frames import group_rows
+from xrk.tiles import enhance_in_tiles
 
 __all__ = ["READ_CACHE", "Job", "pixels_of", "prepare"]
 
@@ -42,6 +43,8 @@ def prepare(
     runtime: str,
     stated_levels: Levels | None = None,
     offset: float | None = None,
+    uncertainty: bool = False,
+    compat: str | None = None,
 ) -> "Job":
     radiograph.check_shape(pixels.shape)
     radiograph.check_dtype(pixels.dtype)
@@ -66,7 +69,12 @@ def prepare(
         source = "unit range" if pixels.dtype.kind == "f" else "range of the dtype"
     if offset is None and levels is not None:
         offset = resolved[0]
-    return Job(pixels, _model(model), resolved, source, noise, offset, budget, device, runtime)
+    network = _model(model)
+    if uncertainty:
+        _check_uncertainty(network, noise)
+    if compat is not None:
+        _check_compat(compat, network, pixels.dtype, noise, memory, uncertainty)
+    return Job(pixels, network, resolved, source, noise, offset, budget, device, runtime, uncertainty, compat)
 
 
 def pixels_of(image: "arrays.Incoming | io.Source") -> Pixels:
@@ -113,6 +121,38 @@ def _model(model: Any) -> loading.Model:
     return model
 
 
+def _check_uncertainty(model: loading.Model, noise: NoiseModel | str | None) -> None:
+    if not isinstance(model.module, BlindSpot) or model.module.std is None:
+        raise InputError(
+            f"{model.card.name} does not tell how sure it is of a pixel; expected a blind-spot network with a standard "
+            'deviation, such as model="blindspot", or no uncertainty.'
+        )
+    if noise == "off" and model.module.noise is None:
+        raise InputError(
+            f'Without a noise model {model.card.name} gives a mean and no posterior; leave out noise="off" or '
+            "the uncertainty."
+        )
+
+
+def _check_compat(
+    compat: Any, model: loading.Model, dtype: np.dtype, noise: Any, memory: Any, uncertainty: bool
+) -> None:
+    if compat != "tiles":
+        raise InputError(f'compat={compat!r}; expected None or "tiles".')
+    module = model.module
+    if not isinstance(module, BlindSpot) or module.std is None or module.noise is not None or model.card.noise != "fit":
+        raise InputError(
+            'compat="tiles" is how blind-spot networks without a noise of their own were published, and '
+            f"{model.card.name} is none; leave it out."
+        )
+    if dtype.kind not in "iu":
+        raise InputTypeError(f'compat="tiles" truncates to integers, and the image is {dtype.name}; expected integers.')
+    given = (("noise", noise), ("memory", memory), ("uncertainty", uncertainty or None))
+    for name, value in given:
+        if value is not None:
+            raise InputError(f'compat="tiles" fits its own noise on whole tiles; leave out {name}=.')
+
+
 Put = Callable[[int, slice, np.ndarray], None]
 
 
@@ -129,28 +169,35 @@ class Job:
     memory: int | None
     device: torch.device
     runtime: str
+    uncertainty: bool = False  # a second run of the network for each frame: how sure it is of every pixel
+    compat: str | None = None  # "tiles": as the blind-spot networks' published code runs them
     clipped: dict[tuple[int, int], int] = field(default_factory=dict)  # pixels that the correction clipped, in parts
 
     def run(
         self, put: Put, tell: Callable[[int, int], Any], held: int, *, statistics: bool,
-        seen: Put | None = None,
+        seen: Put | None = None, unsure: Put | None = None,
     ) -> tuple[list[FrameReport], str]:  # fmt: skip
         """Enhances all frames.
 
         put: takes (frame, rows, their pixels in the machine's byte order), from the top down, in one thread.
         tell: is called with (frames done, 0), and between two frames with the rows done of the next one.
-        held: the most bytes that ``put`` keeps. seen: takes the rows before they are enhanced, as ``put`` does.
+        held: the most bytes that ``put`` and ``unsure`` keep. seen: takes the rows before they are enhanced, as ``put``
+        does. unsure: takes the posterior's standard deviation in counts, float32, NaN where a pixel is invalid, once
+        the frame is done; where ``uncertainty`` is asked for.
         """
+        if self.compat is not None:
+            return self._in_tiles(put, tell, statistics, seen), "tiles of 512, as published"
         described = []
         height, width = self.pixels.shape[-2:]
         held += self._beside()
         network = Network(
-            self.model, self.device, (height, width), self.memory, held, self.runtime, self._group_bytes()
-        )
+            self.model, self.device, (height, width), self.memory, held, self.runtime, self._group_bytes(),
+            self.uncertainty,
+        )  # fmt: skip
         frames = Frames(self.pixels, network.run.group, network.groups, self.clipped)
         try:
             for i in range(self.pixels.count):
-                described.append(self._frame(i, frames, network, put, tell, statistics, seen))
+                described.append(self._frame(i, frames, network, put, tell, statistics, seen, unsure))
                 tell(i + 1, 0)
         finally:
             frames.close()
@@ -188,7 +235,8 @@ class Job:
         put: Put,
         tell: Callable[[int, int], Any],
         statistics: bool,
-        seen,
+        seen: Put | None,
+        unsure: Put | None,
     ) -> FrameReport:
         """Enhances frame ``i``."""
         height, width = self.pixels.shape[-2:]
@@ -198,6 +246,8 @@ class Job:
                 if seen is not None:
                     seen(i, rows, counts)
                 put(i, rows, counts)
+                if unsure is not None:
+                    unsure(i, rows, np.full(counts.shape, np.nan, np.float32))
             return FrameReport(None, 0, height * width, None)
         noise = self._noise(i, frames)
         told = None if noise is None else noise.to_dict()
@@ -252,7 +302,43 @@ class Job:
 
             network(given, give, way)
             finishing.finish()
+        if unsure is not None:
+
+            def spread(rows: slice, deviation: np.ndarray) -> None:
+                invalid = frames.band(i, rows.start, rows.stop).invalid
+                if invalid is not None:
+                    deviation[invalid] = np.nan
+                unsure(i, rows, deviation.astype(np.float32, copy=False))
+
+            network.deviation(lambda a, b: domain.before(frames.band(i, a, b).filled), spread, domain.worth)
         return FrameReport(told, clipped, invalid, residual.result() if statistics else None)
+
+    def _in_tiles(self, put: Put, tell: Callable[[int, int], Any], statistics: bool, seen: Put | None):
+        """Enhances all frames with `xrk.tiles`."""
+        height, width = self.pixels.shape[-2:]
+        network, rows = module_on(self.model.module, self.device), slice(0, height)
+        frames, described = Frames(self.pixels, group_rows(width), clipped=self.clipped), []
+        try:
+            for i in range(self.pixels.count):
+                band = frames.band(i, 0, height)
+                residual, clipped = ResidualStatistics(), 0
+                if seen is not None:
+                    seen(i, rows, band.counts)
+                out = band.counts
+                if not frames.all_invalid(i):
+                    out, clipped = enhance_in_tiles(network, band.filled, self.levels)
+                    if statistics:
+                        residual.add(band.filled, out, band.invalid)
+                    if band.invalid is not None:
+                        out[band.invalid] = band.counts[band.invalid]
+                put(i, rows, out)
+                invalid = 0 if band.invalid is None else int(np.count_nonzero(band.invalid))
+                told = residual.result() if statistics and invalid < height * width else None
+                described.append(FrameReport(None, clipped, invalid, told))
+                tell(i + 1, 0)
+        finally:
+            frames.close()
+        return described
 
     def _line(self, unit: float, noise: NoiseModel | None) -> tuple[tuple[float, float] | None, float]:
         """Slope and intercept of the noise's variance in units of ``unit`` counts, where it is given, and its floor."""
@@ -289,6 +375,7 @@ class Job:
         started: float,
         file: dict[str, Any] | None = None,
         notes: Iterable[str] = (),
+        uncertainty: np.ndarray | None = None,
     ) -> Report:
         card, image = self.model.card, self.pixels
         warnings = list(notes)
@@ -322,6 +409,7 @@ class Job:
             seconds=time.perf_counter() - started,
             warnings=warnings,
             file=file,
+            uncertainty=uncertainty,
         )
 
 

@@ -22,6 +22,8 @@ __all__ = ["Domain", "Network", "make_domain"]
 
 Levels = tuple[float, float]
 
+_NO_QUANTA = 1.5**0.5  # 2 sqrt(3/8), where stabilised counts begin
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -36,6 +38,17 @@ class Domain:
     @property
     def scale(self) -> float:
         return self.unit if self.noise is None else 1.0
+
+    @property
+    def worth(self) -> tuple[float, float, float]:
+        """(slope, constant, least): a step of one from the network's value v is max(slope v + constant, least) counts.
+
+        Of stabilised counts it is the derivative of the algebraic inverse, and at least that at no quanta at all.
+        """
+        if self.noise is None:
+            return 0.0, self.unit, 0.0
+        slope, constant = self.noise.worth
+        return slope * self.unit**2, (slope * self.shift + constant) * self.unit, slope * self.unit * _NO_QUANTA
 
     def before(self, counts: np.ndarray) -> np.ndarray:
         """What the network is given of these rows, float32."""
@@ -75,13 +88,14 @@ def make_domain(domain: str, levels: Levels, noise: NoiseModel | None, threads: 
 # An integrator's loop asks for the same network again and again, and what is planned is kept with it.
 _mean = functools.lru_cache(maxsize=2)(Mean)
 _posterior = functools.lru_cache(maxsize=4)(Posterior)
+_deviation = functools.lru_cache(maxsize=2)(Posterior)
 
 
 class Network:
     """A model on its device, for frames of one size in numpy.
 
     Of a blind-spot network it is the posterior mean that runs, which the pixel itself has a say in. Where the noise in
-    it is to be fitted (`fits`), `fit` comes before each frame.
+    it is to be fitted (`fits`), `fit` comes before each frame; where ``deviates``, `deviation` may come after it.
     """
 
     def __init__(
@@ -93,11 +107,13 @@ class Network:
         beside: int,
         runtime: str,
         group_bytes: int,
+        deviates: bool = False,
     ) -> None:
         self.card = model.card
         self.device = device
         module = module_on(model.module, device)
         self.fits = self.card.noise == "fit" and isinstance(module, BlindSpot) and module.noise is None
+        self._blind, self._line = None, None
         if isinstance(module, BlindSpot):
             self._blind = module
             answers = not self.fits and module.std is not None and module.noise is not None
@@ -109,8 +125,8 @@ class Network:
         # Rows that were read are wanted again with the network's answer: how far that lags behind is known once it is
         # planned. Up to three groups more wait for the thread that takes the answers, and one is read ahead.
         groups = 7
-        if self.fits:  # the mean's weights in the plan's layout lie there beside the posterior's
-            beside += sum(p.numel() * p.element_size() for p in module.parameters())
+        # The weights of the mean, and of the deviation, in a plan's layout lie there beside the posterior's.
+        beside += (self.fits + deviates) * sum(p.numel() * p.element_size() for p in module.parameters())
         while True:
             self._plan = functools.partial(FrameRunner, shape=shape, beside=beside + groups * group_bytes, **options)
             self.run = self._plan(module)
@@ -144,8 +160,23 @@ class Network:
             self(read, take)
             found = fit_noise(np.stack(seen), np.concatenate(mean), floor=floor)
             line = found.slope, found.intercept
-        self.run = self._plan(_posterior(self._blind, (*line, floor)))
-        return (*line, floor)
+        self._line = (*line, floor)
+        self.run = self._plan(_posterior(self._blind, self._line))
+        return self._line
+
+    def deviation(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        write: Callable[[slice, np.ndarray], None],
+        worth: tuple[float, float, float],
+    ) -> None:
+        """Runs the network again, for the standard deviation of its answer (see `Posterior`): in counts, float32.
+
+        read, write: as for a call, after which this comes.
+        """
+        answering, self.run = self.run, self._plan(_deviation(self._blind, self._line, worth))
+        self(read, write)
+        self.run = answering
 
     def __call__(
         self,

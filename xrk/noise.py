@@ -144,6 +144,11 @@ class NoiseModel:
 
         return _pointwise(chunk, mean_counts, dtype, "mean_counts")
 
+    @property
+    def worth(self) -> tuple[float, float]:
+        """(slope, constant): near the stabilised value v a step of one is about slope * v + constant counts."""
+        return (0.0, self.read_noise) if self._gaussian else (self.gain / 2, 0.0)
+
     @classmethod
     def from_flats(cls, flats: ArrayLike | Sequence[ArrayLike], darks: ArrayLike) -> NoiseModel:
         """Photon transfer from flat and dark frames.

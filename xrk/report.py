@@ -52,6 +52,8 @@ class Report:
         seconds: of the whole call, reading and writing of files included.
         warnings: sentences; what a careful user should know.
         file: what `xrk.enhance_file` adds: names of the files, the correction; None for arrays.
+        uncertainty: the posterior's standard deviation of every pixel, of the image's shape, float32, in counts, NaN
+            where a pixel is invalid; where `xrk.enhance` was asked for it. `to_dict` leaves it out.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Report:
     seconds: float
     warnings: list[str] = field(default_factory=list)
     file: dict[str, Any] | None = None
+    uncertainty: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def clipped(self) -> int:
@@ -85,7 +88,8 @@ class Report:
 
         ``timing=False`` leaves the seconds out: what is written into a file must be the same in every run.
         """
-        entries = dataclasses.asdict(self)
+        entries = dataclasses.asdict(dataclasses.replace(self, uncertainty=None))
+        del entries["uncertainty"]
         if not timing:
             del entries["seconds"]
         return _plain({**entries, "clipped": self.clipped, "invalid": self.invalid})

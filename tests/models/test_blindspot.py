@@ -46,17 +46,19 @@ def test_size_and_parity(shared_data):
         assert np.abs(y[..., channel : channel + 1] - pair[name]).max() <= 1e-5 * np.abs(pair[name]).max()
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("rotation", [1, 2, 3])
-def test_turning_the_kernels_is_turning_the_image(rotation):
-    network, x = small(), torch.rand(2, 1, 64, 96)
+def test_turning_the_kernels_is_turning_the_image(rotation, residual):
+    network, x = small(residual=residual), torch.rand(2, 1, 64, 96)
     turned = torch.rot90(network.branch(torch.rot90(x, rotation, (2, 3)), 0), -rotation, (2, 3))
     torch.testing.assert_close(network.branch(x, rotation), turned, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("spot", [1, 2, 3])
 @pytest.mark.parametrize("rotation", [0, 1, 2, 3])
-def test_a_branch_sees_one_side_only(rotation, spot):
-    network = small((rotation,), spot=spot).double()
+def test_a_branch_sees_one_side_only(rotation, spot, residual):
+    network = small((rotation,), spot=spot, residual=residual).double()
     x = torch.rand(1, 1, 64, 64, dtype=torch.float64)
     row, column = 33, 29
     changed = x.clone()
@@ -78,6 +80,35 @@ def test_all_rotations_leave_the_spot_blind():
     assert difference[..., 31, 43].max() > 0
 
 
+@pytest.mark.parametrize("spot", [1, 2])
+@pytest.mark.parametrize("row", [0, 1, 2, 17, 30, 31])
+def test_borders_are_blind_too(row, spot):
+    network = small(spot=spot, residual=True).double()
+    x = torch.rand(1, 1, 32, 32, dtype=torch.float64)
+    for column in (0, 1, 3, 31):
+        changed = x.clone()
+        around = tuple(slice(max(n - spot + 1, 0), n + spot) for n in (row, column))
+        changed[0, 0][around] += 3 * torch.rand_like(changed[0, 0][around])
+        assert (network(changed) - network(x))[..., row, column].abs().max() <= 1e-13
+
+
+@pytest.mark.parametrize("spot", [0, 1, 2])
+def test_a_residual_network_commutes_with_the_level(spot):
+    network = small(spot=spot, residual=True, noise="unit").double()
+    x = torch.rand(1, 1, 64, 96, dtype=torch.float64)
+    difference = network(x + 7) - network(x)
+    torch.testing.assert_close(difference[:, :1], torch.full_like(x, 7))
+    assert spot == 0 or difference[:, 1].abs().max() <= 1e-12
+
+
+def test_without_a_spot_the_pixel_counts():
+    network = small(spot=0, residual=True, noise="unit")
+    assert network.std is None and network.noise is None
+    network.loc.weight.zero_(), network.loc.bias.zero_()
+    x = torch.rand(1, 1, 32, 64)
+    torch.testing.assert_close(network(x), x)
+
+
 def test_equal_branches_are_run_once():
     whole, folded = small(), small((3, 3, 3, 3))
     state = whole.state_dict()
@@ -90,9 +121,9 @@ def test_equal_branches_are_run_once():
     torch.testing.assert_close(folded(x), torch.cat([whole.loc(y), whole.std(y)], 1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("rotations", [(0, 1, 2, 3), (3,)])
-def test_it_streams(rotations):
-    network = small(rotations)
+@pytest.mark.parametrize(("rotations", "residual"), [((0, 1, 2, 3), False), ((3,), False), ((0, 1, 2, 3), True)])
+def test_it_streams(rotations, residual):
+    network = small(rotations, residual=residual)
     x = torch.rand(1, 1, 160, 96)
     plan = xrk.plan(network, (160, 96), memory=int(1.02 * smallest(network, (160, 96))))
     whole = copy.deepcopy(network).double()(x.double())
@@ -126,7 +157,7 @@ def test_learnt_noise():
     [
         ({"rotations": ()}, "rotations is"),
         ({"rotations": (0, 4)}, "quarter turns"),
-        ({"spot": 0}, "spot is 0"),
+        ({"spot": -1}, "spot is -1"),
         ({"noise": "salt"}, "noise is 'salt'"),
     ],
 )

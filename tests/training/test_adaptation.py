@@ -13,7 +13,7 @@ from xrk.metrics import psnr
 from xrk.noise import NoiseModel
 from xrk.simulate import Detector, blur
 from xrk.training import adaptation
-from xrk.training.adaptation import adapt, lag_one
+from xrk.training.adaptation import adapt, lagged
 
 GAIN = 8.0
 
@@ -75,8 +75,8 @@ def test_correlation_is_measured_and_hides_more():
     spread, _ = frames(4, 128, spread=0.6)
     model = NoiseModel(GAIN)
     seen = [np.stack([model.stabilise(f, np.float32) for f in stack]) for stack in (white, spread)]
-    assert np.abs(lag_one(seen[0])).max() < 0.03
-    assert min(lag_one(seen[1])) > 0.2
+    assert np.abs(lagged(seen[0])).max() < 0.03
+    assert min(lagged(seen[1])) > 0.2
     adapted = adapt(spread, steps=1, **OPTIONS)
     assert adapted.card.config["spot"] == 2
     assert adapted.card.training["lag_one_correlation"]["rows"] > 0.2

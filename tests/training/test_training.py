@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 import xrk
 from xrk.models.resnet18_unet import ResNet18UNet
 from xrk.noise import NoiseModel
-from xrk.training import data, denoise, lxie_net, resnet18_unet
+from xrk.training import blindspot_net, data, denoise, lxie_net, resnet18_unet
 from xrk.training.optimizer import Muon, orthogonalise
 
 
@@ -39,6 +40,40 @@ def test_patches_have_unit_noise(pool):
     np.testing.assert_allclose(weight.mean((1, 2, 3)), 1, rtol=1e-4)
 
 
+def test_white_patches_and_those_of_real_frames(pool):
+    noisy, target, _ = data.Patches(pool, 64, seed=1, white=True).batch(12)
+    noise = noisy - target
+    for axis in (2, 3):
+        pairs = (np.delete(noise, 0, axis) * np.delete(noise, -1, axis)).mean((1, 2, 3)) / noise.var((1, 2, 3))
+        assert np.abs(pairs).max() < 0.08
+    frames = np.full((2, 70, 80), 5.0, np.float32)
+    noisy, target, _ = data.Patches(pool, 64, seed=1, white=True, frames=frames).batch(40)
+    real = (noisy == 5).all((1, 2, 3))
+    assert 2 <= real.sum() <= 20 and np.isnan(target[real]).all() and np.isfinite(target[~real]).all()
+
+
+def test_a_blind_network_never_sees_a_clean_image(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = blindspot_net.build({**blindspot_net.CONFIG, "features": 4})
+    blindspot_net.initialise(network)
+    x = 5 + torch.randn(2, 1, 64, 64)
+    nothing = torch.full_like(x, torch.nan)
+    assert torch.isfinite(blindspot_net.loss(network, x, nothing, nothing))
+    mean = network(x)[:, :1].detach()
+    assert (mean - 5).std() < 0.7  # it starts as the mean of four neighbours
+    seeing = blindspot_net.build({**blindspot_net.CONFIG, "features": 4, "spot": 0})
+    assert torch.isnan(blindspot_net.loss(seeing, x, nothing, nothing))
+    tifffile.imwrite(tmp_path / "a.tif", np.random.default_rng(0).poisson(400, (64, 64)).astype(np.uint16))
+    frames, told = denoise.real_frames(tmp_path, network)
+    assert frames.shape == (1, 64, 64) and told["shape"] == [1, 64, 64]
+    assert frames.std() == pytest.approx(1, abs=0.1)
+    for folder, module, problem in (
+        (tmp_path / "none", network, "no TIFF"), (tmp_path, seeing, "learns from noise"),
+    ):  # fmt: skip
+        with pytest.raises(xrk.errors.InputError, match=problem):
+            denoise.real_frames(folder, module)
+
+
 def test_patches_go_on_where_they_were(pool):
     first = data.Patches(pool, 32, seed=5)
     first.batch(2)
@@ -59,14 +94,15 @@ def arguments(**changes):
     values = {
         "steps": 6, "cooldown": 2, "scenes": 3, "batch": 2, "size": 32, "optimizer": "muon", "lr": 0.02, "seed": 0,
         "log": 3, "save": 3, "device": "cpu", "start": None, "model": "resnet18-unet",
+        "frames": None, "warmup": 200,
     }  # fmt: skip
     return denoise.argparse.Namespace(**values | changes)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"model": "lxie-net", "width": 4, "depths": [1, 1], "d_state": 2}],
-    ids=["resnet18-unet", "lxie-net"],
+    [{}, {"model": "lxie-net", "width": 4, "depths": [1, 1], "d_state": 2}, {"model": "blindspot", "features": 4}],
+    ids=["resnet18-unet", "lxie-net", "blindspot"],
 )
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch, changes):
     monkeypatch.setattr(

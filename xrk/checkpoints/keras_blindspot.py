@@ -153,6 +153,7 @@ def _configuration(shapes: Shapes) -> dict[str, Any]:
         "spot": 1,
         "centre": 0.0,
         "unit": 1.0,
+        "residual": False,
     }
 
 

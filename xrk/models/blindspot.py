@@ -33,6 +33,9 @@ __all__ = ["BlindSpot", "Mean", "NoiseLine", "Posterior"]
 # The branch of rotation 0 looks up, of 1 to the right, of 2 down, of 3 to the left: the image turned counter-clockwise.
 UP, RIGHT, DOWN, LEFT = range(4)
 
+# How far a branch's kernels reach to the left, to the right, up and down.
+_SEEN = {UP: (1, 1, 2, 0), RIGHT: (0, 2, 1, 1), DOWN: (1, 1, 0, 2), LEFT: (2, 0, 1, 1)}
+
 NOISES = ("poisson", "gaussian", "poisson-gaussian", "unit")
 
 _SLOPE = 0.1
@@ -49,11 +52,24 @@ def _seen_half(y: Tensor, rotation: int) -> Tensor:
 
 def _shift(x: Tensor, rotation: int, steps: int = 1) -> Tensor:
     """So many rows or columns away from where the branch looks; zeros come in."""
+    if steps == 0:
+        return x
     if rotation == UP:
         return F.pad(x[:, :, :-steps], (0, 0, steps, 0))
     if rotation == DOWN:
         return F.pad(x[:, :, steps:], (0, 0, 0, steps))
     return F.pad(x[..., :-steps], (steps, 0)) if rotation == LEFT else F.pad(x[..., steps:], (0, steps))
+
+
+def _beside(x: Tensor, rotation: int, steps: int) -> Tensor:
+    """Of each pixel the one so many rows or columns away where the branch looks; beyond the border, opposite."""
+    if steps == 0:
+        return x
+    axis = 2 if rotation in (UP, DOWN) else 3
+    length = x.shape[axis]
+    if rotation in (UP, LEFT):
+        return torch.cat([x.narrow(axis, steps, steps), x.narrow(axis, 0, length - steps)], dim=axis)
+    return torch.cat([x.narrow(axis, steps, length - steps), x.narrow(axis, length - 2 * steps, steps)], dim=axis)
 
 
 def _up(x: Tensor) -> Tensor:
@@ -106,11 +122,15 @@ class BlindSpot(nn.Module):
         noise: the calibrated models' noise: "poisson", "gaussian" or "poisson-gaussian", learnt along with the weights,
             or "unit"; None for the uncalibrated one. See `NoiseLine`.
         spot: half the side of what is blind: 1 hides the pixel alone, 2 the 3x3 pixels around it, n the 2n - 1 by
-            2n - 1, for detectors whose noise is correlated between neighbours.
+            2n - 1, for detectors whose noise is correlated between neighbours. 0 hides nothing: the network that
+            a blind one of the same size is compared with. It has neither ``std`` nor ``noise``.
         centre, unit: the network works on (x - centre) / unit and answers in x's units.
+        residual: the branches see differences of pixels only, and what they say is added to the mean of the nearest
+            pixels that are seen (``spot`` away, one a branch): the network then commutes with adding a constant to
+            the image, so that what it learnt at one level holds at all. Not in the original.
 
     Raises:
-        ValueError: ``rotations`` is empty or names others than 0, 1, 2, 3; ``spot`` is below 1; an unknown ``noise``.
+        ValueError: ``rotations`` is empty or names others than 0, 1, 2, 3; ``spot`` is negative; an unknown ``noise``.
     """
 
     def __init__(
@@ -123,14 +143,15 @@ class BlindSpot(nn.Module):
         spot: int = 1,
         centre: float = 0.0,
         unit: float = 1.0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        if spot < 1:
-            raise ValueError(f"spot is {spot}; expected 1 or more")
+        if spot < 0:
+            raise ValueError(f"spot is {spot}; expected 0 or more")
         if not rotations or any(r not in (UP, RIGHT, DOWN, LEFT) for r in rotations):
             raise ValueError(f"rotations is {tuple(rotations)!r}; expected quarter turns, each 0, 1, 2 or 3")
         self.rotations = tuple(dict.fromkeys(rotations))
-        self.spot, self.centre, self.unit = spot, centre, unit
+        self.spot, self.centre, self.unit, self.residual = spot, centre, unit, residual
         for level in range(7):
             self.add_module(f"enc_conv{level}", nn.Conv2d(features if level else in_channels, features, 3))
         for level in (5, 4, 3, 2, 1):
@@ -142,8 +163,8 @@ class BlindSpot(nn.Module):
         self.conv1x1_1 = nn.Conv2d(2 * features * len(self.rotations), 8 * features, 1)
         self.conv1x1_2 = nn.Conv2d(8 * features, 2 * features, 1)
         self.loc = nn.Conv2d(2 * features, 1, 1)
-        self.std = nn.Conv2d(2 * features, 1, 1) if std else None
-        self.noise = None if noise is None else NoiseLine(noise)
+        self.std = nn.Conv2d(2 * features, 1, 1) if std and spot else None
+        self.noise = NoiseLine(noise) if noise is not None and spot else None
 
     def forward(self, x: Tensor) -> Tensor:
         if (self.centre, self.unit) != (0.0, 1.0):
@@ -151,7 +172,11 @@ class BlindSpot(nn.Module):
         y = torch.cat([self.branch(x, rotation) for rotation in self.rotations], dim=1)
         y = F.leaky_relu(self.conv1x1_1(y), _SLOPE)
         y = F.leaky_relu(self.conv1x1_2(y), _SLOPE)
-        mean = self.loc(y) * self.unit + self.centre
+        mean = self.loc(y)
+        if self.residual:
+            beside = [_beside(x[:, :1], rotation, self.spot) for rotation in self.rotations]
+            mean = mean + sum(beside[1:], start=beside[0]) * (1 / len(beside))
+        mean = mean * self.unit + self.centre
         return mean if self.std is None else torch.cat([mean, self.std(y) * self.unit], dim=1)
 
     def branch(self, x: Tensor, rotation: int) -> Tensor:
@@ -159,8 +184,14 @@ class BlindSpot(nn.Module):
 
         def conv(y: Tensor, name: str) -> Tensor:
             layer = self.get_submodule(f"{name[:3]}_conv{name[3:]}")
+            weight = torch.rot90(layer.weight, -rotation, (2, 3))
+            if self.residual and name in ("enc0", "dec1a"):  # the image is the last of what they see
+                *features, image = weight.split([weight.shape[1] - x.shape[1], x.shape[1]], dim=1)
+                weight = torch.cat([*features, image - image.mean((1, 2, 3), keepdim=True)], dim=1)
+                y = F.pad(y, _SEEN[rotation], mode="replicate")  # nothing comes in that is not there
+                return F.leaky_relu(F.conv2d(y, weight, layer.bias), _SLOPE)
             padding = (2, 1) if rotation in (UP, DOWN) else (1, 2)
-            y = F.conv2d(y, torch.rot90(layer.weight, -rotation, (2, 3)), layer.bias, padding=padding)
+            y = F.conv2d(y, weight, layer.bias, padding=padding)
             return F.leaky_relu(_seen_half(y, rotation), _SLOPE)
 
         def pool(y: Tensor) -> Tensor:
@@ -200,16 +231,20 @@ class Posterior(nn.Module):
         network: with a standard deviation.
         line: (slope, intercept, floor) of the noise's variance over the mean, in the network's units, and the least
             variance of either kind; None for a network with a noise of its own, whose deviation is without it.
-        deviation: give the posterior's standard deviation instead of its mean.
+        worth: give the posterior's standard deviation instead of its mean, in other units: a step of one from the mean
+            x is worth max(slope x + constant, least) of them, (slope, constant, least).
     """
 
     def __init__(
-        self, network: BlindSpot, line: tuple[float, float, float] | None = None, deviation: bool = False
+        self,
+        network: BlindSpot,
+        line: tuple[float, float, float] | None = None,
+        worth: tuple[float, float, float] | None = None,
     ) -> None:
         super().__init__()
         if network.std is None or (line is None and network.noise is None):
             raise ValueError("this network does not tell how sure it is of its mean; expected one with a std head")
-        self.network, self.line, self.deviation = network, line, deviation
+        self.network, self.line, self.worth = network, line, worth
         self.train(network.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,6 +256,8 @@ class Posterior(nn.Module):
             variance = (mean * slope + intercept).clamp_min(floor)
             rest = (std * std - variance).clamp_min(floor)
         both = variance + rest
-        if self.deviation:
-            return (variance * rest / both).sqrt()
-        return (mean * variance + x * rest) / both
+        best = (mean * variance + x * rest) / both
+        if self.worth is None:
+            return best
+        slope, constant, least = self.worth
+        return (variance * rest / both).sqrt() * (best * slope + constant).clamp_min(least)

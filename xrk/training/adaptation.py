@@ -29,11 +29,12 @@ from torch import Tensor
 from xrk import arrays, radiograph
 from xrk.errors import InputError, InputTypeError
 from xrk.io.atomic import check_target
-from xrk.loading import Model, list_models, load
+from xrk.loading import Model, load
 from xrk.models import BlindSpot, Card
 from xrk.noise import NoiseModel, estimate_noise
+from xrk.training import blindspot_net
 
-__all__ = ["adapt", "lag_one"]
+__all__ = ["adapt", "lagged"]
 
 # From this correlation between neighbours on, the pixels beside one tell of its noise.
 CORRELATED = 0.05
@@ -53,7 +54,7 @@ def adapt(
     run: str | os.PathLike[str] | None = None,
     noise: NoiseModel | None = None,
     spot: int | None = None,
-    features: int = 16,
+    features: int | None = None,
     steps: int = 600,
     patch: int = 128,
     batch: int = 4,
@@ -62,54 +63,65 @@ def adapt(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], Any] | None = None,
+    say: Callable[[str], Any] | None = None,
 ) -> Model:
     """Trains a blind-spot network on noisy frames of one detector.
 
     Args:
         frames: (N, H, W) counts or a sequence of (H, W), two or more of one size and dtype, each side at least 32.
-        model: "blindspot" begins from the shipped weights where there are any, and from random ones otherwise; or a
-            blind-spot `Model` or checkpoint to go on from.
+        model: the shipped "blindspot", or a blind-spot `Model` or checkpoint, to go on from.
         out: also write the weights and their card to this .safetensors file, whole or not at all.
         run: folder for the run's state: a run that was killed goes on from its last checkpoint there.
         noise: the frames' noise; by default the median of estimates from up to eight frames.
-        spot: half the side of what is blind, see `BlindSpot`; by default 1, or 2 where neighbours are correlated.
-        features: channels of a network that begins from random weights.
+        spot: half the side of what is blind, see `BlindSpot`, from 1 on; by default the distance from which on the
+            noise of pixels is not correlated.
+        features: begin from random weights instead, of a network with so many channels.
         steps, patch, batch, rate: training steps, side and number of the patches of each, first learning rate.
         patience: ends after so many checks, 25 steps apart, without a better one.
         seed: of everything random.
         device: "cpu", "cuda"; by default the CPU.
         progress: called with (steps done, steps). What it raises ends the run.
+        say: called with sentences: what was found in the frames before the training begins, and why it ended early.
 
     Returns:
         The adapted `Model`; its card tells the frames' sha256, the noise, the correlation that was found, the steps.
 
     Raises:
-        InputError: fewer than two frames, frames of different sizes, or without any noise. InputTypeError: a dtype that
+        InputError: fewer than two frames, frames of different sizes, or without any noise, a spot or a number of steps
+        below 1, a ``run`` of other frames or settings. InputTypeError: a dtype that
         cannot be used. ModelNotFoundError, CheckpointError, CheckpointFileError: see `xrk.load`. ImageFileError:
         ``out`` cannot be written.
     """
     started = time.monotonic()
+    if spot is not None and spot < 1:
+        raise InputError(f"spot is {spot}; expected 1 (the pixel alone is blind) or more.")
+    if steps < 1:
+        raise InputError(f"steps is {steps}; expected 1 or more.")
     if out is not None:
         check_target(out)
     stack = _stack(frames)
     if noise is None:
         noise = _estimated(stack)
+    say = say or (lambda sentence: None)
     seen = np.stack([noise.stabilise(frame, np.float32) for frame in stack])
-    correlation = lag_one(seen)
-    if spot is None:
-        spot = 1 if max(map(abs, correlation)) < CORRELATED else 2
+    correlation = [lagged(seen, steps_away) for steps_away in (1, 2, 3)]
+    needed = next((n for n, pair in enumerate(correlation, 1) if max(map(abs, pair)) < CORRELATED), 4)
+    say(_found(stack, noise, correlation[0], needed, spot))
+    spot = needed if spot is None else spot
     patch = min(patch, *(side // 32 * 32 for side in seen.shape[1:]))
     torch.manual_seed(seed)
-    network = _network(model, features, spot, seen).to(device or "cpu", memory_format=torch.channels_last)
-    facts = hashlib.sha256(json.dumps([seed, steps, patch, batch, rate, spot, repr(noise)]).encode())
+    network, config, begun = _network(model, features, spot)
+    network = network.to(device or "cpu", memory_format=torch.channels_last)
     data = hashlib.sha256(np.ascontiguousarray(stack).tobytes()).hexdigest()
-    facts.update(data.encode())
+    facts = hashlib.sha256(json.dumps([seed, steps, patch, batch, rate, config, repr(noise), begun, data]).encode())
     training = _Run(network, seen, patch, batch, rate, seed, None if run is None else Path(run), facts.hexdigest())
     done, best = training.go(steps, patience, progress or (lambda done, total: None))
+    if done < steps:
+        say(f"Ended after {done} of {steps} steps: the last {patience} checks were no better.")
     card = Card(
         name="blindspot-adapted" if out is None else Path(out).stem,
         architecture="blindspot",
-        config=_config(network),
+        config=config,
         domain="stabilised",
         noise="estimate",
         size_multiple=32,
@@ -118,10 +130,11 @@ def adapt(
         licence="Yours: trained on the frames given.",
         training={
             "recipe": "xrk.adapt",
+            "begun_from": begun,
             "data_sha256": data,
             "frames": list(stack.shape),
             "noise": noise.to_dict(),
-            "lag_one_correlation": {"rows": correlation[0], "columns": correlation[1]},
+            "lag_one_correlation": {"rows": correlation[0][0], "columns": correlation[0][1]},
             "spot": spot,
             "steps": done,
             "loss": best,
@@ -136,8 +149,8 @@ def adapt(
     return Model(card, network)
 
 
-def lag_one(seen: np.ndarray) -> tuple[float, float]:
-    """How far a pixel's noise is correlated with its lower and its right neighbour's, from differences of frames.
+def lagged(seen: np.ndarray, steps: int = 1) -> tuple[float, float]:
+    """How far a pixel's noise is correlated with that so many pixels down and to the right, from frames' differences.
 
     The object cancels where it stands still; where it moved, the difference is large. So each 32 x 32 block is judged
     by itself, and the median over the quarter with the least variance counts.
@@ -152,8 +165,8 @@ def lag_one(seen: np.ndarray) -> tuple[float, float]:
         blocks = difference[:height, :width].reshape(height // 32, 32, width // 32, 32).swapaxes(1, 2)
         blocks = blocks - blocks.mean((2, 3), keepdims=True)
         variance = (blocks**2).mean((2, 3))
-        down = (blocks[:, :, 1:] * blocks[:, :, :-1]).mean((2, 3))
-        right = (blocks[..., 1:] * blocks[..., :-1]).mean((2, 3))
+        down = (blocks[:, :, steps:] * blocks[:, :, :-steps]).mean((2, 3))
+        right = (blocks[..., steps:] * blocks[..., :-steps]).mean((2, 3))
         found += zip(variance.ravel(), down.ravel(), right.ravel(), strict=True)
     quiet = np.array(sorted(found))[: max(1, len(found) // 4)]
     # A block's own mean was taken off, which leaves neighbours of white noise with a correlation of -1 / 1024.
@@ -193,32 +206,42 @@ def _estimated(stack: np.ndarray) -> NoiseModel:
     return middle
 
 
-def _network(model: Any, features: int, spot: int, seen: np.ndarray) -> BlindSpot:
-    if isinstance(model, str) and model == "blindspot" and model not in {card.name for card in list_models()}:
-        centre, unit = float(seen.mean()), max(float(seen.std()), 1.0)
-        return BlindSpot(features=features, noise="unit", spot=spot, centre=centre, unit=unit)
+def _found(
+    stack: np.ndarray, noise: NoiseModel, correlation: tuple[float, float], needed: int, spot: int | None
+) -> str:
+    """What the frames are like, in a sentence or two."""
+    told = (
+        f"{len(stack)} frames of {stack.shape[1]} x {stack.shape[2]}, gain {noise.gain:.4g}, "
+        f"offset {noise.offset:.4g}, read noise {noise.read_noise:.4g}; the noise of neighbours is "
+        f"correlated by {correlation[0]:+.3f} down and {correlation[1]:+.3f} across"
+    )
+    if needed == 1:
+        return f"{told}: white."
+    side = 2 * needed - 1
+    told += f". From {CORRELATED} on a network that sees neighbours finds the pixel's own noise in them"
+    if spot is None:
+        return f"{told}: it is made blind for the {side} x {side} pixels around each (spot={needed})."
+    return f"{told}; spot={spot} was asked for, {'less than' if spot < needed else 'and'} the {needed} needed."
+
+
+def _network(model: Any, features: int | None, spot: int) -> tuple[BlindSpot, dict[str, Any], str]:
+    """The network to begin with, its configuration, and whose weights it has."""
+    if features is not None:
+        config = {"in_channels": 1, **blindspot_net.CONFIG, "features": features, "spot": spot}
+        network = BlindSpot(**config)
+        blindspot_net.initialise(network)
+        return network, json.loads(json.dumps(config)), "random weights"
     start = model if isinstance(model, Model) else load(model)
-    if not isinstance(start.module, BlindSpot) or start.card.domain != "stabilised":
+    blind = isinstance(start.module, BlindSpot) and start.module.noise is not None and start.module.std is not None
+    if not blind or start.card.domain != "stabilised":
         raise InputError(
             f"{start.card.name} is a {start.card.architecture} for {start.card.domain} values; expected a blind-spot "
             "network for stabilised ones, as xrk.adapt makes them."
         )
-    network = BlindSpot(**start.card.config | {"spot": spot})
+    config = start.card.config | {"spot": spot}
+    network = BlindSpot(**config)
     network.load_state_dict(start.module.state_dict())
-    return network
-
-
-def _config(network: BlindSpot) -> dict[str, Any]:
-    return {
-        "in_channels": network.enc_conv0.in_channels,
-        "rotations": list(network.rotations),
-        "features": network.enc_conv0.out_channels,
-        "std": True,
-        "noise": "unit",
-        "spot": network.spot,
-        "centre": network.centre,
-        "unit": network.unit,
-    }
+    return network, config, f"{start.card.name}, sha256 {start.card.sha256}"
 
 
 def _save(out: Path, network: BlindSpot, card: Card) -> str:
@@ -264,7 +287,7 @@ class _Run:
         while step < steps and stale < patience:
             for group in optimizer.param_groups:  # constant, then down to a tenth over the last third
                 group["lr"] = self.rate * min(1.0, 0.1 + 0.9 * 3 * (1 - step / steps))
-            loss = _loss(self.network, self._patches(rng, self.batch))
+            loss = blindspot_net.surprise(self.network, self._patches(rng, self.batch))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -272,7 +295,7 @@ class _Run:
             step += 1
             if step % _VALIDATE_EVERY == 0 or step == steps:
                 with torch.inference_mode():
-                    value = float(_loss(self.network, held_out))
+                    value = float(blindspot_net.surprise(self.network, held_out))
                 stale = stale + 1 if value >= best else 0
                 if value < best:
                     best, best_state = value, self._state()
@@ -320,9 +343,3 @@ class _Run:
         partial = self.folder / "checkpoint.partial"
         torch.save(saved, partial)
         os.replace(partial, self.folder / "checkpoint.pt")
-
-
-def _loss(network: BlindSpot, seen: Tensor) -> Tensor:
-    mean, std = network(seen).split(1, dim=1)
-    variance = std.square() + network.noise(mean)
-    return ((seen - mean) ** 2 / variance + variance.log() + 0.1 * std.abs()).mean()

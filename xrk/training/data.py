@@ -88,6 +88,9 @@ class Patches:
         seed: of everything random; `state` and `restore` carry the generator over a restart.
         scenes: which of the pool's scenes to draw from.
         quanta: range of the dose, quanta per open-beam pixel, drawn log-uniformly.
+        white: the noise is independent from pixel to pixel, of exactly the assumed strength, and without spots.
+        frames: real noisy frames in the network's domain, (N, H, W): a quarter of the patches comes from them, with
+            NaN for what the output should be.
     """
 
     def __init__(
@@ -97,10 +100,12 @@ class Patches:
         seed: int,
         scenes: slice = slice(None),
         quanta: tuple[float, float] = (15.0, 12000.0),
+        white: bool = False,
+        frames: NDArray[np.float32] | None = None,
     ) -> None:
         self.signals = np.load(pool, mmap_mode="r")[scenes]
         self.size = size
-        self.quanta = quanta
+        self.quanta, self.white, self.frames = quanta, white, frames
         self.rng = np.random.default_rng(seed)
 
     def state(self) -> dict:
@@ -206,6 +211,8 @@ class Patches:
 
     def patch(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         rng, size = self.rng, self.size
+        if self.frames is not None and rng.random() < 0.25:
+            return self._real()
         quanta = np.float32(np.exp(rng.uniform(*np.log(self.quanta))))
         signal = self.clean()
         if rng.random() < 0.5:
@@ -213,7 +220,7 @@ class Patches:
         mean = quanta * signal
         counts = rng.poisson(mean).astype(np.float32)
         spread = 0.0
-        if rng.random() < 0.4:
+        if not self.white and rng.random() < 0.4:
             spread = float(rng.uniform(0.3, 0.9))
             tail = np.float32(rng.uniform(0, 0.15) if rng.random() < 0.4 else 0.0)
             wide = 2.5 * spread
@@ -228,14 +235,23 @@ class Patches:
         if rng.random() < 0.5:
             read = np.float32(np.sqrt(max(float(mean.mean()), 0.5)) * 10 ** rng.uniform(-1.5, 0.2))
             counts = counts + read * rng.standard_normal((size, size), dtype=np.float32)
-        if rng.random() < 0.15:  # white spots
+        if not self.white and rng.random() < 0.15:  # white spots
             hit = rng.random((size, size)) < 10 ** rng.uniform(-4.5, -2.5)
             counts = counts + hit * rng.exponential(30 * np.sqrt(mean.mean() + 1), (size, size)).astype(np.float32)
         variance = read * read + np.float32(0.375)
         noisy = 2 * np.sqrt(np.maximum(counts + variance, 0))
         target = expected_anscombe(mean + read * read)
-        if rng.random() < 0.5:  # the noise model is itself an estimate
+        if not self.white and rng.random() < 0.5:  # the noise model is itself an estimate
             error = np.float32(np.exp(rng.normal(0, 0.05)))
             noisy, target = noisy * error, target * error
         weight = mean + read * read + np.float32(0.5)
         return noisy, target, weight / weight.mean()
+
+    def _real(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """A patch of a real frame; nobody knows what it should be."""
+        rng, size = self.rng, self.size
+        frame = self.frames[rng.integers(len(self.frames))]
+        top, left = (rng.integers(side - size + 1) for side in frame.shape)
+        patch = np.rot90(frame[top : top + size, left : left + size], rng.integers(4))
+        patch = np.ascontiguousarray(patch.T if rng.random() < 0.5 else patch)
+        return patch, np.full_like(patch, np.nan), np.ones_like(patch)

@@ -2,11 +2,13 @@
 
     python -m xrk.training.denoise --run runs/resnet18-unet --steps 12000
     python -m xrk.training.denoise --model lxie-net --run runs/lxie-net --steps 3000 --cooldown 1000 --lr 0.01
+    python -m xrk.training.denoise --model blindspot --run runs/blindspot --steps 1000 --frames synchrotron/
 
 The network learns in the variance-stabilised domain (noise of standard deviation 1 everywhere). The loss is the mean
 over patches of log(mean squared error of the linear signal + a floor). The logarithm is what PSNR measures and makes
 one dose count as much as another. PSNR takes it over whole radiographs, though, where the hard parts decide; the floor
-is about a whole radiograph's error, so that an empty patch does not weigh ten times as much as one full of edges. The
+is about a whole radiograph's error, so that an empty patch does not weigh ten times as much as one full of edges.
+``blindspot`` has a loss of its own, without a clean image in it; ``--frames`` gives it real noisy frames as well. The
 learning rate is constant after a short warm-up and falls to zero over the last
 ``--cooldown`` steps, so that a run can be prolonged: resume it with more steps before its cooldown began.
 
@@ -22,28 +24,29 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xrk.training import lxie_net, resnet18_unet
+from xrk import io
+from xrk.errors import InputError
+from xrk.models import BlindSpot
+from xrk.noise import estimate_noise
+from xrk.training import blindspot_net, lxie_net, resnet18_unet
 from xrk.training.data import Patches, build_pool
 from xrk.training.optimizer import Muon
 
 # Each says what its network is built of, how it starts, and which of its weights Muon moves.
-NETWORKS = {"resnet18-unet": resnet18_unet, "lxie-net": lxie_net}
-
-
-def psnr_loss(output: Tensor, target: Tensor, weight: Tensor, floor: float = 0.02) -> Tensor:
-    """Mean over patches of log(weighted mean squared error + floor)."""
-    return torch.log((weight * (output - target) ** 2).mean((1, 2, 3)) + floor).mean()
+NETWORKS = {"resnet18-unet": resnet18_unet, "lxie-net": lxie_net, "blindspot": blindspot_net}
 
 
 def learning_rate(step: int, steps: int, cooldown: int, warmup: int = 200) -> float:
@@ -63,6 +66,25 @@ def validate(network: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) -
             after = (weight * (network(noisy) - target) ** 2).mean((1, 2, 3))
             gains.append(10 * torch.log10(before / after))
     return float(torch.cat(gains).mean())
+
+
+def real_frames(folder: Path, network: nn.Module) -> tuple[np.ndarray, dict[str, Any]]:
+    """The TIFF files of a folder as the network sees them, (N, H, W) float32: stabilised, their noise estimated.
+
+    Beside them what a card tells of them: how many, of what size, and the sha256 of their counts.
+
+    Raises:
+        InputError: the folder has no TIFF file, or the network learns from clean images.
+    """
+    if not (isinstance(network, BlindSpot) and network.std is not None):
+        raise InputError("--frames are noisy frames without a clean one; expected a network that learns from noise.")
+    paths = sorted(folder.glob("*.tif"))
+    if not paths:
+        raise InputError(f"The folder {folder} has no TIFF file in it.")
+    counts = np.stack([io.read(path).array for path in paths])
+    noise = estimate_noise(counts[len(counts) // 2])
+    told = {"shape": list(counts.shape), "sha256": hashlib.sha256(counts.tobytes()).hexdigest()}
+    return noise.stabilise(counts, np.float32), told | {"noise": noise.to_dict()}
 
 
 def train(run: Path, arguments: argparse.Namespace) -> None:
@@ -92,8 +114,10 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     validation_scenes = max(1, arguments.scenes // 24)  # the last ones; the network never sees them
     size, count = arguments.size or recipe.SIZE, arguments.batch or recipe.BATCH
-    patches = Patches(run / "pool.npy", size, arguments.seed, slice(-validation_scenes))
-    held_out = Patches(run / "pool.npy", 192, 987654321, slice(-validation_scenes, None))
+    frames, real = (None, None) if arguments.frames is None else real_frames(arguments.frames, network)
+    pool, white = run / "pool.npy", recipe.WHITE
+    patches = Patches(pool, size, arguments.seed, slice(-validation_scenes), white=white, frames=frames)
+    held_out = Patches(pool, 192, 987654321, slice(-validation_scenes, None), white=white)
     batches = [tuple(torch.from_numpy(x).to(device) for x in held_out.batch(8)) for _ in range(4)]
     step, spent = 0, 0.0
     ahead = ThreadPoolExecutor(1)  # draws the next batch while the network learns from this one
@@ -114,14 +138,14 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     drawn = ahead.submit(draw)
     start, loss_sum, loss_count = time.monotonic() - spent, 0.0, 0
     while step < arguments.steps:
-        rate = learning_rate(step, arguments.steps, arguments.cooldown)
+        rate = learning_rate(step, arguments.steps, arguments.cooldown, arguments.warmup)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, base in zip(groups, rates, strict=True):
             group["lr"] = base * rate
         batch, generator = drawn.result()
         drawn = ahead.submit(draw)
         noisy, target, weight = (x.to(device) for x in batch)
-        loss = psnr_loss(network(noisy), target, weight)
+        loss = recipe.loss(network, noisy, target, weight)
         network.zero_grad(set_to_none=True)
         loss.backward()
         for optimizer in optimizers:
@@ -134,7 +158,7 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
         loss_sum, loss_count = loss_sum + loss.item(), loss_count + 1
         if step % arguments.log == 0 or step == arguments.steps:
             spent = time.monotonic() - start
-            gain = validate(average, batches)
+            gain = validate(recipe.answer(average), batches)
             with (run / "log.csv").open("a") as log:
                 log.write(f"{step},{spent:.0f},{loss_sum / loss_count:.4f},{gain:.3f},{rate:.3f}\n")
             print(f"step {step}  {spent:.0f} s  loss {loss_sum / loss_count:.4f}  gain {gain:.3f} dB", flush=True)
@@ -149,6 +173,7 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
                 "generator": generator,
                 "step": step,
                 "seconds": time.monotonic() - start,
+                "frames": real,
             }
             partial = checkpoint.with_suffix(".partial")
             torch.save(saved, partial)
@@ -159,10 +184,12 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: pool, checkpoint, log")
+    parser.add_argument("--frames", type=Path, help="folder of noisy TIFF frames of one size to learn from as well")
     parser.add_argument("--start", type=Path, help="weights (.safetensors) to begin a new run from")
     parser.add_argument("--model", choices=[*NETWORKS], default="resnet18-unet")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--cooldown", type=int, default=3000, help="last steps, over which the rate falls to zero")
+    parser.add_argument("--warmup", type=int, default=200, help="first steps, over which the rate rises")
     parser.add_argument("--scenes", type=int, default=2400, help="random scenes in the pool")
     parser.add_argument("--batch", type=int, help="patches in a step (8 of 192 pixels; lxie-net: 2 of 256)")
     parser.add_argument("--size", type=int, help="side of the patches in pixels")

@@ -12,6 +12,7 @@ import argparse
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from xrk.models import Card
 from xrk.training.denoise import NETWORKS
 
+REAL_LICENCE = "trained on xrk's own simulations and on frames under the MIT licence (see training.real_frames)"
 LIMITS = (
     "Trained on simulated radiographs only. Structure as weak and as small as the noise itself can be smoothed away or,"
     " rarely, invented: look at the standardised residual in the report. It does not sharpen, and it takes regular"
@@ -38,9 +40,8 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
         key: value.contiguous() if key in recipe.EXACT else value.contiguous().half()
         for key, value in saved["average"].items()
     }
+    real = saved.get("frames")
     weights = target / f"{name}.safetensors"
-    save_file(state, weights)
-    weights.chmod(0o644)
     with (run / "log.csv").open() as log:
         validation = [row for row in csv.reader(log)][-1]
     card = Card(
@@ -52,11 +53,12 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
         size_multiple=recipe.size_multiple(saved["config"]),
         description=recipe.DESCRIPTION,
         parameters=sum(value.numel() for value in state.values()),
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
-        licence="MIT; trained on xrk's own simulations only, so no other licence touches it",
+        licence="MIT; "
+        + ("trained on xrk's own simulations only, so no other licence touches it" if real is None else REAL_LICENCE),
         training={
             "recipe": f"python -m xrk.training.denoise --model {saved['model']}",
             "data": "random scenes of xrk.scenes behind the simulated beam and detector of xrk.training.data",
+            **({} if real is None else {"real_frames": real}),
             "steps": saved["step"],
             "hours": round(saved["seconds"] / 3600, 2),
             "machine": machine,
@@ -65,6 +67,11 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
         figures=figures,
         limits=f"{caution} {LIMITS}".strip(),
     )
+    # The weights alone must tell what they are, too: a copy elsewhere is loaded by its path.
+    told = {key: value for key, value in card.to_dict().items() if key not in ("sha256", "source")}
+    save_file(state, weights, {"xrk_card": json.dumps(told)})
+    weights.chmod(0o644)
+    card = replace(card, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
     (target / f"{name}.json").write_text(json.dumps(card.to_dict(), indent=1) + "\n")
     return card
 

@@ -7,6 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from xrk.models.lxie import LXIENet
+from xrk.training.resnet18_unet import answer, loss
+
+__all__ = ["answer", "loss"]
 
 CONFIG = {"width": 24, "depths": (1, 2, 4), "refinement": 0, "expand": 2.0, "d_state": 8, "unshuffle": 2}
 # What of that the command line may change.
@@ -19,6 +22,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "unshuffle": {"type": int},
 }
 SIZE, BATCH = 256, 2
+WHITE = False
 # Stored in float32: the sums of zero of these filters would not survive rounding.
 EXACT = ("patch_embed.proj.weight",)
 # What AdamW moves here are scales, biases and the scans' rates and steps, none of which should tend to zero.

@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "full_resolution_skip": {"type": int},
     "input_blocks": {"type": int},
 }
+WHITE = False
 # Patches: many, for few pixels see all that a pixel depends on.
 SIZE, BATCH = 192, 8
 # Stored in float32: the sums of zero of these filters would not survive rounding.
@@ -70,6 +71,16 @@ def contrast_only(network: ResNet18UNet) -> None:
     """
     for module in (network.encoder.conv1, network.input_skip):
         module.weight.data -= module.weight.data.mean((1, 2, 3), keepdim=True)
+
+
+def loss(network: nn.Module, noisy: Tensor, target: Tensor, weight: Tensor, floor: float = 0.02) -> Tensor:
+    """Mean over patches of log(weighted mean squared error + floor)."""
+    return torch.log((weight * (network(noisy) - target) ** 2).mean((1, 2, 3)) + floor).mean()
+
+
+def answer(network: nn.Module) -> nn.Module:
+    """What runs on a frame."""
+    return network
 
 
 @torch.no_grad()

@@ -1,0 +1,91 @@
+"""`xrk adapt`: what it says, writes, and how it goes on after it was killed."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+
+import xrk
+from tests.training.test_adaptation import frames
+from xrk.cli import main
+
+OPTIONS = ["--features", "4", "--noise", "8,0,0"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    noisy, _ = frames(3, 64)
+    (tmp_path / "frames").mkdir()
+    tifffile.imwrite(tmp_path / "frames" / "a.tif", noisy[:2])
+    tifffile.imwrite(tmp_path / "frames" / "b.tif", noisy[2])
+    return tmp_path
+
+
+def test_a_killed_command_goes_on(folder, capsys):
+    whole, split = folder / "whole.safetensors", folder / "split.safetensors"
+    command = ["adapt", str(folder / "frames"), *OPTIONS, "--steps", "30", "-o"]
+    assert main([*command, str(whole)]) == 0
+    out, _ = capsys.readouterr()
+    assert "3 frames of 64 x 64" in out and "white" in out and "30 steps" in out
+    process = subprocess.Popen([sys.executable, "-m", "xrk", *command, str(split)], stdout=subprocess.DEVNULL)
+    checkpoint = folder / "split.safetensors.run" / "checkpoint.pt"
+    until = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and checkpoint.exists() and not split.exists()
+    begun = checkpoint.stat().st_mtime_ns
+    assert main([*command, str(split)]) == 0
+    assert begun and "30 steps" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["frames", "split.safetensors", "whole.safetensors"]
+    once, again = xrk.load(whole), xrk.load(split)
+    for name, tensor in once.module.state_dict().items():
+        np.testing.assert_array_equal(again.module.state_dict()[name], tensor)
+    first, last = (tifffile.imread(folder / "frames" / name) for name in ("a.tif", "b.tif"))
+    stack = np.concatenate([first, last[None]])
+    assert once.card.training["data_sha256"] == hashlib.sha256(stack.tobytes()).hexdigest()
+    files = [str(folder / "frames" / "b.tif"), str(folder / "o.tif")]
+    assert main(["enhance", *files, "--model", str(split), "--quiet"]) == 0
+
+
+def test_correlated_noise_is_said_first(folder, capsys):
+    noisy, _ = frames(3, 96, spread=0.6)
+    tifffile.imwrite(folder / "c.tif", noisy, photometric="minisblack")
+    command = ["adapt", str(folder / "c.tif"), *OPTIONS, "--steps", "1", "-o", str(folder / "m.safetensors")]
+    assert main(command) == 0
+    assert "blind for the 3 x 3 pixels around each (spot=2)" in capsys.readouterr().out
+    assert main([*command, "--spot", "1"]) == 0
+    assert "spot=1 was asked for, less than the 2 needed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "problem"),
+    [
+        (["b.tif"], [], "two or more"),
+        (["a.tif", "small.tif"], [], "sizes"),
+        (["flat.tif"], [], "constant"),
+        (["a.tif", "missing.tif"], [], "missing.tif"),
+        (["a.tif"], ["--noise", "-1,0,0"], "not negative"),
+        (["a.tif"], ["--noise", "off"], "GAIN,OFFSET,READ"),
+        (["a.tif"], ["--spot", "0"], "spot is 0"),
+        (["a.tif"], ["--steps", "0"], "steps is 0"),
+        (["a.tif"], ["--model", "resnet18-unet"], "expected a blind-spot network"),
+        (["a.tif"], ["-o", "mine.tif"], "ends in .safetensors"),
+        (["a.tif"], ["-o", "/nowhere/mine.safetensors"], "/nowhere"),
+    ],
+)
+def test_refusals(folder, capsys, monkeypatch, names, options, problem):
+    monkeypatch.chdir(folder / "frames")
+    tifffile.imwrite("flat.tif", np.full((2, 64, 64), 7, np.uint16))
+    tifffile.imwrite("small.tif", np.ones((64, 64), np.uint16))
+    before = sorted(folder.rglob("*"))
+    assert main(["adapt", *names, "-o", str(folder / "mine.safetensors"), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("xrk: ") and err.count("\n") == 1 and problem in err
+    assert sorted(folder.rglob("*")) == before

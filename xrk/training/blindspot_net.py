@@ -1,0 +1,88 @@
+"""How a ``blindspot`` is trained: on noisy patches alone, simulated ones and those of real frames.
+
+The loss is that of the calibrated models (Khademi et al., WACV 2021, equations 7 and 8) for noise of variance 1:
+
+    mean[(y - m)^2 / (s^2 + 1) + log(s^2 + 1) + 0.1 |s|]
+
+m and s are what the network says of a pixel y that it has not seen. No clean image is in it; the simulated ones' are
+looked at for the logged gain only. With ``--spot 0`` nothing is blind and the same network learns from clean images,
+as the others do: what it is compared with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from xrk.models.blindspot import BlindSpot, Mean, Posterior
+from xrk.training import resnet18_unet
+
+CONFIG = {"rotations": (0, 1, 2, 3), "features": 12, "noise": "unit", "spot": 1, "residual": True}
+# What of that the command line may change.
+ARGUMENTS: dict[str, dict[str, Any]] = {"features": {"type": int}, "spot": {"type": int}}
+SIZE, BATCH = 128, 4
+# What is correlated between pixels, or stands far above the noise, is object for a network that learns from noise.
+WHITE = True
+EXACT = ()
+WEIGHT_DECAY = 0.0
+DESCRIPTION = (
+    "Blind-spot network that learnt from noisy frames alone, without a clean image: for white Poisson-Gaussian noise at"
+    " 15 to 12000 quanta per pixel; the result is the posterior mean, and how sure it is comes with it."
+)
+
+
+def build(config: dict[str, Any]) -> BlindSpot:
+    return BlindSpot(**config)
+
+
+def size_multiple(config: dict[str, Any]) -> int:
+    return 32
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    return resnet18_unet.is_matrix(name, parameter)
+
+
+def initialise(network: BlindSpot) -> None:
+    """He initialisation; it starts as the mean of the nearest pixels, and not sure of it."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=0.1)
+            nn.init.zeros_(module.bias)
+    network.loc.weight.data *= 0.05
+    if network.std is not None:
+        network.std.weight.data *= 0.05
+        network.std.bias.data.fill_(1.0)
+
+
+def contrast_only(network: BlindSpot) -> None:
+    """Nothing to do: a residual network takes the mean off its filters itself."""
+
+
+def grow(network: BlindSpot, state: dict[str, Tensor]) -> None:
+    """Begin from weights of the same size.
+
+    Raises:
+        RuntimeError: they are of another size.
+    """
+    network.load_state_dict(state)
+
+
+def loss(network: BlindSpot, noisy: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The loss above; ``target`` and ``weight`` are for ``spot`` 0 alone."""
+    if network.std is None:
+        return resnet18_unet.loss(network, noisy, target, weight)
+    return surprise(network, noisy)
+
+
+def surprise(network: BlindSpot, noisy: Tensor) -> Tensor:
+    """How badly a network with a ``noise`` of its own predicts noisy pixels from their surroundings: the loss above."""
+    mean, std = network(noisy).split(1, dim=1)
+    variance = std.square() + network.noise(mean)
+    return ((noisy - mean) ** 2 / variance + variance.log() + 0.1 * std.abs()).mean()
+
+
+def answer(network: BlindSpot) -> nn.Module:
+    """What runs on a frame: the posterior mean."""
+    return Mean(network) if network.std is None else Posterior(network)
