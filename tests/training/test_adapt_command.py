@@ -55,7 +55,7 @@ def test_a_killed_command_goes_on(folder, capsys):
 
 
 def test_correlated_noise_is_said_first(folder, capsys):
-    noisy, _ = frames(3, 96, spread=0.6)
+    noisy, _ = frames(4, 128, spread=0.5)
     tifffile.imwrite(folder / "c.tif", noisy, photometric="minisblack")
     command = ["adapt", str(folder / "c.tif"), *OPTIONS, "--steps", "1", "-o", str(folder / "m.safetensors")]
     assert main(command) == 0
@@ -71,7 +71,7 @@ def test_correlated_noise_is_said_first(folder, capsys):
         (["a.tif", "small.tif"], [], "sizes"),
         (["flat.tif"], [], "constant"),
         (["a.tif", "missing.tif"], [], "missing.tif"),
-        (["a.tif"], ["--noise", "-1,0,0"], "not negative"),
+        (["a.tif"], ["--noise=-1,0,0"], "not negative"),
         (["a.tif"], ["--noise", "off"], "GAIN,OFFSET,READ"),
         (["a.tif"], ["--spot", "0"], "spot is 0"),
         (["a.tif"], ["--steps", "0"], "steps is 0"),
@@ -83,7 +83,7 @@ def test_correlated_noise_is_said_first(folder, capsys):
 def test_refusals(folder, capsys, monkeypatch, names, options, problem):
     monkeypatch.chdir(folder / "frames")
     tifffile.imwrite("flat.tif", np.full((2, 64, 64), 7, np.uint16))
-    tifffile.imwrite("small.tif", np.ones((64, 64), np.uint16))
+    tifffile.imwrite("small.tif", np.ones((32, 64), np.uint16))
     before = sorted(folder.rglob("*"))
     assert main(["adapt", *names, "-o", str(folder / "mine.safetensors"), *options]) == 2
     out, err = capsys.readouterr()

@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
 
 def test_correlation_is_measured_and_hides_more():
     white, _ = frames(4, 128)
-    spread, _ = frames(4, 128, spread=0.6)
+    spread, _ = frames(4, 128, spread=0.5)
     model = NoiseModel(GAIN)
     seen = [np.stack([model.stabilise(f, np.float32) for f in stack]) for stack in (white, spread)]
     assert np.abs(lagged(seen[0])).max() < 0.03

@@ -100,6 +100,7 @@ def adapt(
     if out is not None:
         check_target(out)
     stack = _stack(frames)
+    start = None if features is not None else _start(model)
     if noise is None:
         noise = _estimated(stack)
     say = say or (lambda sentence: None)
@@ -110,7 +111,7 @@ def adapt(
     spot = needed if spot is None else spot
     patch = min(patch, *(side // 32 * 32 for side in seen.shape[1:]))
     torch.manual_seed(seed)
-    network, config, begun = _network(model, features, spot)
+    network, config, begun = _network(start, features, spot)
     network = network.to(device or "cpu", memory_format=torch.channels_last)
     data = hashlib.sha256(np.ascontiguousarray(stack).tobytes()).hexdigest()
     facts = hashlib.sha256(json.dumps([seed, steps, patch, batch, rate, config, repr(noise), begun, data]).encode())
@@ -224,13 +225,7 @@ def _found(
     return f"{told}; spot={spot} was asked for, {'less than' if spot < needed else 'and'} the {needed} needed."
 
 
-def _network(model: Any, features: int | None, spot: int) -> tuple[BlindSpot, dict[str, Any], str]:
-    """The network to begin with, its configuration, and whose weights it has."""
-    if features is not None:
-        config = {"in_channels": 1, **blindspot_net.CONFIG, "features": features, "spot": spot}
-        network = BlindSpot(**config)
-        blindspot_net.initialise(network)
-        return network, json.loads(json.dumps(config)), "random weights"
+def _start(model: Any) -> Model:
     start = model if isinstance(model, Model) else load(model)
     blind = isinstance(start.module, BlindSpot) and start.module.noise is not None and start.module.std is not None
     if not blind or start.card.domain != "stabilised":
@@ -238,6 +233,16 @@ def _network(model: Any, features: int | None, spot: int) -> tuple[BlindSpot, di
             f"{start.card.name} is a {start.card.architecture} for {start.card.domain} values; expected a blind-spot "
             "network for stabilised ones, as xrk.adapt makes them."
         )
+    return start
+
+
+def _network(start: Model | None, features: int | None, spot: int) -> tuple[BlindSpot, dict[str, Any], str]:
+    """The network to begin with, its configuration, and whose weights it has."""
+    if start is None:
+        config = {"in_channels": 1, **blindspot_net.CONFIG, "features": features, "spot": spot}
+        network = BlindSpot(**config)
+        blindspot_net.initialise(network)
+        return network, json.loads(json.dumps(config)), "random weights"
     config = start.card.config | {"spot": spot}
     network = BlindSpot(**config)
     network.load_state_dict(start.module.state_dict())
