@@ -48,7 +48,7 @@ def test_it_learns_without_a_clean_image(tmp_path):
     again = adapt(noisy, steps=120, **OPTIONS)
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(again.module.state_dict()[name], tensor)
-    further = adapt(noisy, model, steps=2, **OPTIONS)
+    further = adapt(noisy, model, steps=2, **OPTIONS | {"features": None})
     assert further.card.config == model.card.config
 
 
@@ -92,7 +92,9 @@ def test_correlation_is_measured_and_hides_more():
         (lambda f: np.full_like(f, 7), {"noise": None}, InputError, "constant"),
         (lambda f: f.astype(complex), {}, InputTypeError, "complex"),
         (lambda f: f * np.nan, {}, InputError, "not finite"),
-        (lambda f: f, {"model": "resnet18-unet"}, InputError, "expected a blind-spot network"),
+        (lambda f: f, {"model": "resnet18-unet", "features": None}, InputError, "expected a blind-spot network"),
+        (lambda f: f, {"spot": 0}, InputError, "spot is 0"),
+        (lambda f: f, {"steps": 0}, InputError, "steps is 0"),
         (lambda f: f, {"out": "/nowhere/at/all.safetensors"}, ImageFileError, "nowhere"),
     ],
 )
