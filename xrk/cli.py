@@ -48,12 +48,6 @@ examples:
   xrk enhance frame.tif out.tif --model blindspot --uncertainty sd.tif
 """
 
-ADAPT = """\
-Train a blind-spot denoiser on noisy frames of one detector, without a clean image, and write it with its card.
-
-FILES are TIFF files, or folders of them; pages count as frames. The state of the run lies in OUT.run until it is done:
-the same command goes on from there after it was killed. Then: xrk enhance in.tif out.tif --model OUT
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from xrk import cli_video
+    from xrk import cli_adapt, cli_video
 
     parser = _Parser(prog="xrk", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")
@@ -137,25 +131,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     plan.add_argument("--memory", metavar="SIZE", help="memory to keep within, such as 2GiB (default: what is free)")
     plan.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
 
-    adapt = verb(
-        "adapt", _adapt, "train a denoiser on one's own noisy frames, without a clean one", description=ADAPT,
-        epilog="example: xrk adapt frames/ -o mine.safetensors",
-    )  # fmt: skip
-    adapt.add_argument("files", nargs="+", metavar="FILES", help="two noisy frames or more, of one size and dtype")
-    adapt.add_argument("-o", "--out", required=True, metavar="OUT", help="the .safetensors file to write")
-    adapt.add_argument("--model", default="blindspot", metavar="NAME", help="what to go on from (default: blindspot)")
-    adapt.add_argument(
-        "--noise", type=_calibrated, metavar="GAIN,OFFSET,READ", help="calibrated noise (default: an estimate)"
-    )
-    adapt.add_argument(
-        "--spot", type=int, metavar="N", help="blind for 2N - 1 pixels each way (default: by the noise's correlation)"
-    )
-    adapt.add_argument("--features", type=int, metavar="N", help="begin from random weights, with so many channels")
-    adapt.add_argument("--steps", type=int, default=600, help="training steps at most (default: 600)")
-    adapt.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    adapt.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: cpu)")
-    adapt.add_argument("--quiet", action="store_true", help="print nothing but errors")
-
     fuse = verb(
         "fuse", _fuse, "fuse a low-energy and a high-energy radiograph into one",
         epilog="example: xrk fuse low.tif high.tif -o fused.tif --pseudocolor fused.png",
@@ -171,6 +146,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     fuse.add_argument("--allow-shift", action="store_true", help="fuse frames that are shifted against each other")
     fuse.add_argument("--pseudocolor", metavar="PNG", help="colour picture of the result")
 
+    cli_adapt.add(verb)
     cli_video.add(verb)
 
     compare = verb(
@@ -248,12 +224,6 @@ def noise(text: str) -> str | tuple[float, ...]:
     return numbers
 
 
-def _calibrated(text: str) -> tuple[float, ...]:
-    if text == "off":
-        raise argparse.ArgumentTypeError("expected three numbers GAIN,OFFSET,READ, not 'off'")
-    return _noise(text)
-
-
 # Verbs
 
 
@@ -296,40 +266,6 @@ def _plan(arguments: argparse.Namespace) -> int:
     shape = (arguments.height, arguments.width)
     print(xrk.plan(arguments.model, shape, memory=arguments.memory, device=arguments.device))
     return 0
-
-
-def _adapt(arguments: argparse.Namespace) -> int:
-    import shutil
-
-    from tqdm import tqdm
-
-    import xrk
-    from xrk import io
-    from xrk.errors import InputError
-
-    paths = _sources(arguments.files)
-    if not arguments.out.endswith(".safetensors"):
-        raise InputError(f"{arguments.out} is to hold the weights; expected a name that ends in .safetensors.")
-    noise = None if arguments.noise is None else xrk.NoiseModel(*arguments.noise)
-    frames = [frame for path in paths for frame in _pages(io.read(path).array)]
-    run = Path(f"{arguments.out}.run")
-    shown = not arguments.quiet and sys.stderr.isatty()
-    with tqdm(total=arguments.steps, unit="step", disable=not shown, leave=False) as bar:
-        model = xrk.adapt(
-            frames, arguments.model, out=arguments.out, run=run, noise=noise, spot=arguments.spot,
-            features=arguments.features, steps=arguments.steps, seed=arguments.seed, device=arguments.device,
-            progress=lambda done, total: bar.update(done - bar.n),
-            say=(lambda sentence: None) if arguments.quiet else lambda sentence: bar.write(sentence),
-        )  # fmt: skip
-    shutil.rmtree(run, ignore_errors=True)
-    if not arguments.quiet:
-        told = model.card.training
-        print(f"{arguments.out}\n  {told['steps']} steps, loss {told['loss']:.4f}, sha256 {model.card.sha256}")
-    return 0
-
-
-def _pages(array: Any) -> Any:
-    return array if array.ndim == 3 else array[None]
 
 
 def _fuse(arguments: argparse.Namespace) -> int:
@@ -448,34 +384,34 @@ def _jobs(paths: list[str]) -> tuple[list[tuple[Path, Path]], bool]:
 
     *inputs, out = paths
     many = len(inputs) > 1 or os.path.isdir(inputs[0])
-    sources = _sources(inputs)
+    files = sources(inputs)
     if many and os.path.exists(out) and not os.path.isdir(out):
         raise ImageFileError(f"{out} is a file; several inputs need a folder to go to.")
     into_folder = many or os.path.isdir(out) or out.endswith(("/", os.sep))
-    targets = [Path(out) / source.name if into_folder else Path(out) for source in sources]
+    targets = [Path(out) / source.name if into_folder else Path(out) for source in files]
     for index, target in enumerate(targets):
         if target in targets[:index]:
             raise InputError(f"Two inputs are named {target.name}, and both would be written to {target}.")
-        if any(os.path.exists(target) and os.path.exists(source) and target.samefile(source) for source in sources):
+        if any(os.path.exists(target) and os.path.exists(source) and target.samefile(source) for source in files):
             raise InputError(f"{target} would overwrite an input; choose another name or folder for the output.")
-    return list(zip(sources, targets, strict=True)), many
+    return list(zip(files, targets, strict=True)), many
 
 
-def _sources(inputs: list[str]) -> list[Path]:
+def sources(inputs: list[str]) -> list[Path]:
     """Files as they are, and of folders the TIFF files in them."""
     from xrk.errors import ImageFileError
 
-    sources: list[Path] = []
+    files: list[Path] = []
     for name in inputs:
         if os.path.isdir(name):
             entries = sorted(path for path in Path(name).iterdir() if not path.name.startswith("."))
             found = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
             if not found:
                 raise ImageFileError(f"The folder {name} has no TIFF file in it ({', '.join(IMAGE_SUFFIXES)}).")
-            sources += found
+            files += found
         else:
-            sources.append(Path(name))
-    return sources
+            files.append(Path(name))
+    return files
 
 
 def check_report(path: str, others: list[Path]) -> None:
