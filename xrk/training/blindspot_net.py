@@ -31,6 +31,13 @@ DESCRIPTION = (
     " 15 to 12000 quanta per pixel; the result is the posterior mean, and how sure it is comes with it."
 )
 
+LIMITS = (
+    "Noise must be independent from pixel to pixel: what a scintillator correlates, and white spots, are taken for"
+    " object and stay (xrk.adapt makes a network that is blind for the neighbours too). Structure as weak as the noise"
+    " can be smoothed away; the uncertainty says where the surroundings and the pixel disagree. Research use; not a"
+    " medical device."
+)
+
 
 def build(config: dict[str, Any]) -> BlindSpot:
     return BlindSpot(**config)

@@ -65,7 +65,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
             "validation_gain_db": float(validation[3]),
         },
         figures=figures,
-        limits=f"{caution} {LIMITS}".strip(),
+        limits=f"{caution} {getattr(recipe, 'LIMITS', LIMITS)}".strip(),
     )
     # The weights alone must tell what they are, too: a copy elsewhere is loaded by its path.
     told = {key: value for key, value in card.to_dict().items() if key not in ("sha256", "source")}
