@@ -63,9 +63,11 @@ class OneImage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         network, channels = self.network, self.network.in_channels
-        end = network.lr_frames * channels
-        lr = x[:, :end].split(channels, 1)
-        hr = F.pixel_shuffle(x[:, end:], _SCALE).split(channels, 1)
+        # Each cut from the image itself: a part that frames had in common would be kept for all of them.
+        first = network.lr_frames * channels
+        lr = [x[:, i : i + channels] for i in range(0, first, channels)]
+        step = channels * _SCALE**2
+        hr = [F.pixel_shuffle(x[:, i : i + step], _SCALE) for i in range(first, self.in_channels, step)]
         frames = [network.lr_features(frame) for frame in lr] + [network.hr_features(frame) for frame in hr]
         if network.align:
             pyramids = [network.pyramid(frame) for frame in frames]

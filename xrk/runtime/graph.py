@@ -123,6 +123,8 @@ class RowLocal(Node, ABC):
         bordered: positions of these inputs; the first, unless a node says otherwise.
         whole_inputs: positions of inputs with a row axis that are read in another order than from the top down. They
             are materialised first, and passed whole.
+        apart: maps in ``whole_inputs`` are made in a segment of their own each, where none needs the other; what one of
+            them was made of is freed before the next is begun.
         reads_in_place: the result may be a view of an input (so the executor copies it before the input's memory is
             used again).
         writes_out: `compute` can write into memory that it is given.
@@ -132,6 +134,7 @@ class RowLocal(Node, ABC):
     border: int = 0
     bordered: frozenset[int] = frozenset([0])
     whole_inputs: frozenset[int] = frozenset()
+    apart: bool = False
     reads_in_place: bool = False
     writes_out: bool = False
 

@@ -26,6 +26,7 @@ class Deformed(RowLocal):
 
     label = "xrk::deform_conv2d"
     whole_inputs = frozenset([0])
+    apart = True  # a video's frames are aligned one by one
 
     def __init__(
         self,

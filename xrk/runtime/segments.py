@@ -57,6 +57,7 @@ class _Attempt:
         self.held.update(v for v in graph.outputs if v.constant is not None)
         self.made: set[Value] = set()  # in an earlier segment
         self.changed = False
+        self.apart = any(isinstance(n, RowLocal) and n.apart for n in graph.nodes)
 
     def run(self) -> list[Segment] | None:
         """The segments; None where a value was found that must be kept, after adding it to `kept`."""
@@ -99,6 +100,8 @@ class _Attempt:
             elif isinstance(node, Plain) and node in waiting:
                 wanted += [v for v in node.inputs if v.row_axis is not None and v not in self.held]
         whole = {v: None for v in wanted if possible[v]}
+        if self.apart and whole:
+            whole = self._first(whole)
         for node in waiting:
             if isinstance(node, Summarise) and all(possible[v] for v in node.inputs):
                 segment.summaries.append(node)
@@ -106,6 +109,23 @@ class _Attempt:
         for node in segment.summaries:
             needed.update(node.inputs)
         self._gather(needed, whole, segment)
+
+    def _first(self, whole: dict[Value, None]) -> dict[Value, None]:
+        """The one that is made first, and those that it is needed for."""
+        order = {node.output: i for i, node in enumerate(self.graph.nodes)}
+        first = min(whole, key=order.__getitem__)
+        return {v: None for v in whole if first in self._made_of(v)}
+
+    def _made_of(self, value: Value) -> set[Value]:
+        """The value, and what is made in a segment that makes it."""
+        found, waiting = {value}, [value]
+        while waiting:
+            v = waiting.pop()
+            for u in v.producer.inputs:
+                if u.row_axis is not None and u not in self.held and u not in found:
+                    found.add(u)
+                    waiting.append(u)
+        return found
 
     def _gather(self, needed: set[Value], whole: dict[Value, None], segment: Segment) -> None:
         sources: dict[Value, None] = {}
