@@ -247,7 +247,8 @@ BlockPointer Reader::block(std::uint64_t frame, const std::vector<Segment>& tabl
   return cache_.get({frame, index, part}, [&](std::unique_ptr<Block> spare) {
     const std::uint64_t height = block_rows(g);
     const bool whole = height >= g.segment_height;
-    const std::size_t bytes = (whole ? g.decoded_bytes(index) : height * g.segment_width * g.pixel_bytes()) + decoder_slack;
+    const std::uint64_t pixels = whole ? g.decoded_bytes(index) : height * g.segment_width * g.pixel_bytes();
+    const std::size_t bytes = pixels + decoder_slack;
     if (!spare || spare->bytes() < bytes || spare->bytes() / 2 > bytes) spare = std::make_unique<Block>(bytes);
     if (whole) {
       decode(g, table[index], index, spare->data(), worker);
