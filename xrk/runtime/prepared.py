@@ -75,7 +75,8 @@ def prepares(device: torch.device, dtype: torch.dtype) -> bool:
 def packs(device: torch.device, dtype: torch.dtype, groups: int = 1) -> bool:
     """Whether a convolution is `xrk.kernels.PackedConv2d`, which writes into memory of any strides."""
     module = dispatch.native()
-    wide = module is not None and module.simd() != "baseline"
+    # An extension that was built from older sources has no such functions.
+    wide = hasattr(module, "packed_doubled_conv2d") and module.simd() != "baseline"
     return wide and groups == 1 and device.type == "cpu" and dtype == torch.float32
 
 
