@@ -185,11 +185,17 @@ def deform_conv2d():
             numbers = (stride, padding, dilation)
             for b, m in ((normal(outputs, dtype), mask), (None, None)):
                 out = torch.full_like(map_of((shape[0], outputs, height, width), dtype), torch.nan)
-                triton_deform_conv2d.deform_conv2d(x, offset, m, weight, b, *numbers, out)
+                triton_deform_conv2d.deform_conv2d(x, offset, m, weight, b, *numbers, 0, out)
                 doubles = (None if t is None else t.double() for t in (x, offset, weight, b, m))
-                check(out, deform_conv2d_reference(*doubles, *numbers), f"deform_conv2d {shape}, {dtype}")
+                expected = deform_conv2d_reference(*doubles, *numbers)
+                check(out, expected, f"deform_conv2d {shape}, {dtype}")
+                # The rows from the second on by themselves.
+                rows, lower = torch.full_like(out[:, :, 1:], torch.nan), None if m is None else m[:, :, 1:]
+                rows = rows.contiguous(memory_format=torch.channels_last)
+                triton_deform_conv2d.deform_conv2d(x, offset[:, :, 1:], lower, weight, b, *numbers, stride, rows)
+                check(rows, expected[:, :, 1:], f"deform_conv2d from row 1, {shape}, {dtype}")
     offset[0, 0, 2, 0] = torch.nan
-    triton_deform_conv2d.deform_conv2d(x, offset, None, weight, None, *numbers, out)
+    triton_deform_conv2d.deform_conv2d(x, offset, None, weight, None, *numbers, 0, out)
     assert out[0, :, 2, 0].isnan().all() and out.isnan().sum() == outputs
 
 
