@@ -45,8 +45,11 @@ MIB = 1 << 20
 # What a process takes for its first plan beside the tensors: 15 to 20 MiB of torch's and oneDNN's code, and the code
 # that oneDNN writes. And a quarter of the prepared weights more, lost between them while they are made.
 BACKEND, LOST = 29 * MIB, 1 / 4
-# Where xrk's own kernels do all that oneDNN could, weights are made in their places.
-OWN_LOST = 1 / 32
+# Where xrk's own kernels do all that oneDNN could: no such code, and three times the largest weight (folded, reordered,
+# in its place) while weights are made.
+OWN_BACKEND, OWN_LOST = 12 * MIB, 3
+# More than this has not been seen lost between bands that come and go: large blocks are the system's at once.
+BETWEEN_BANDS = 24 * MIB
 FOREIGN = ("linear", "matmul", "mm", "attention", "einsum", "conv_transpose2d", "conv1d", "conv3d")
 STEP = 400  # bytes of one step of the order, with its tuples
 QUICK = MIB  # an order of so many bytes is laid out in well under a second
@@ -379,7 +382,9 @@ class _Sized:
         self.handed_on = set(graph.outputs) if streamed else set()
         self.parts: dict[str, int] = {}
         weights = sum(n.weight_bytes for n in graph.nodes)
-        self._backend = BACKEND + int((OWN_LOST if _all_own(graph) else LOST) * weights)
+        self._backend = BACKEND + int(LOST * weights)
+        if _all_own(graph):
+            self._backend = OWN_BACKEND + OWN_LOST * max((_plain_bytes(n) for n in graph.nodes), default=0)
         self.passes: list[Pass] = []
         for segment in segments:
             self.passes.append(schedule(segment, self.band, least))
@@ -434,7 +439,7 @@ class _Sized:
             **here,
         }
         # Bands come and go in all sizes: as much again has been seen lost between them.
-        parts[BUFFERS[2]] = here.get(BUFFERS[1], 0)
+        parts[BUFFERS[2]] = min(here.get(BUFFERS[1], 0), BETWEEN_BANDS)
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
@@ -446,6 +451,11 @@ def _all_own(graph: Graph) -> bool:
         n.packs if isinstance(n, Convolution | UpsampledConvolution) else not any(f in n.label for f in FOREIGN)
         for n in graph.nodes
     )
+
+
+def _plain_bytes(node: Node) -> int:
+    """Of a node's prepared weights, before Winograd's transform makes 16 of 9."""
+    return node.weight_bytes * 9 // 16 if getattr(node, "transformed", False) else node.weight_bytes
 
 
 def _graph(module: nn.Module, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> Graph:
