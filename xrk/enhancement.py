@@ -6,27 +6,25 @@ network leaves alone stays as it is, in every dtype, to the last bit.
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from xrk import arrays, io, loading, picture, radiograph
 from xrk.bands import Pixels
 from xrk.errors import InputError, InputTypeError
 from xrk.job import READ_CACHE, pixels_of, prepare
 from xrk.noise import NoiseModel
+from xrk.progress import Progress, told
 from xrk.report import Report
 from xrk.runtime.device import resolve_device
 from xrk.runtime.frames import group_rows
 
 Levels = tuple[float, float]
-Progress = bool | Callable[[int, int], Any] | None
 
 
 def enhance(
@@ -108,11 +106,11 @@ def enhance(
     def unsure(frame: int, rows: slice, pixels: np.ndarray) -> None:
         deviation.reshape(stack.shape)[frame, rows] = pixels
 
-    with _told(progress, len(stack), "frame") as told:
+    with told(progress, len(stack), "frame") as advance:
 
         def tell(frame: int, rows: int) -> None:
             if rows == 0:
-                told(frame, len(stack))
+                advance(frame, len(stack))
 
         held = result.nbytes + (deviation.nbytes if uncertainty else 0)
         frames, plan = job.run(put, tell, held, statistics=bool(report), unsure=unsure if uncertainty else None)
@@ -202,7 +200,7 @@ def enhance_file(
         shown = _Shown(pixels) if preview is not None else None
         height = pixels.shape[-2]
         with ExitStack() as outputs:
-            tell = outputs.enter_context(_told(progress, pixels.count * height, "row"))
+            tell = outputs.enter_context(told(progress, pixels.count * height, "row"))
             sink = outputs.enter_context(io.create(dst, like=source))
             held, unsure = _sink_bytes(pixels.dtype, sink), None
             if uncertainty is not None:
@@ -297,16 +295,3 @@ class _Shown:
     def after(self, frame: int, rows: slice, counts: np.ndarray) -> None:
         if frame == self._frame:
             self.frames[1][rows] = counts
-
-
-@contextmanager
-def _told(progress: Progress, total: int, unit: str) -> Iterator[Callable[[int, int], Any]]:
-    if progress is None or progress is False:
-        yield lambda done, total: None
-    elif progress is True:
-        with tqdm(total=total, unit=unit) as bar:
-            yield lambda done, total: bar.update(done - bar.n)
-    elif callable(progress):
-        yield progress
-    else:
-        raise InputTypeError(f"progress={progress!r}; expected None, True, or a function of (done, all).")

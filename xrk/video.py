@@ -23,12 +23,12 @@ import torch
 
 import xrk
 from xrk import loading, radiograph
-from xrk.enhancement import Levels, Progress, _told
 from xrk.errors import InputError, InputTypeError
 from xrk.models import VIDEO, Card
 from xrk.models.stf import TwoCameras
-from xrk.network import make_domain
+from xrk.network import Levels, make_domain
 from xrk.noise import NoiseModel, estimate_noise
+from xrk.progress import Progress, check_progress, told
 from xrk.runtime.budget import parse_memory
 from xrk.runtime.device import describe_device, resolve_device
 from xrk.video_counts import Conversion, Counts, Native, XFusion
@@ -173,8 +173,7 @@ def fuse_video(
         raise InputError(f'compat={compat!r}; expected None or "xfusion".')
     if runtime not in ("bands", "whole"):
         raise InputError(f'runtime={runtime!r}; expected "bands" or "whole".')
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise InputTypeError(f"progress={progress!r}; expected None, True, or a function of (done, all).")
+    check_progress(progress)
     budget = parse_memory(memory)
     with ExitStack() as opened:
         sources = open_frames(lr, "low-resolution", opened), open_frames(hr, "high-resolution", opened)
@@ -217,7 +216,7 @@ def _frames(video: Video, report: VideoReport, progress: Progress, opened: ExitS
     count = report.shape[0]
     with opened:
         yield None
-        with _told(progress, count, "frame") as tell:
+        with told(progress, count, "frame") as tell:
             while True:
                 began = time.perf_counter()
                 frame = video.next()
@@ -332,17 +331,17 @@ def _conversion(
         if source.dtype.kind == "f" and given is None and source.levels is None:
             source.check = _in_unit_range
             source.peek()
-    told: dict[str, Any] = {"levels": found[0], "hr_levels": found[1], "noise": None}
+    facts: dict[str, Any] = {"levels": found[0], "hr_levels": found[1], "noise": None}
     if model is None:
         if any(isinstance(n, NoiseModel) for n in pair):
             raise InputError("A baseline sees the counts as they are; leave out noise=.")
-        return Counts(lr.dtype, *found), told
+        return Counts(lr.dtype, *found), facts
     models = [_noise_of(source, n, model.card) for source, n in zip((lr, hr), pair, strict=True)]
     if any(m is not None for m in models):
-        told["noise"] = {name: m.to_dict() for name, m in zip(("lr", "hr"), models, strict=True) if m is not None}
+        facts["noise"] = {name: m.to_dict() for name, m in zip(("lr", "hr"), models, strict=True) if m is not None}
     threads = torch.get_num_threads()
     domains = (make_domain(model.card.domain, at, m, threads) for at, m in zip(found, models, strict=True))
-    return Native(lr.dtype, *domains), told
+    return Native(lr.dtype, *domains), facts
 
 
 def _in_unit_range(frame: np.ndarray, name: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from xrk import io
 from xrk.errors import ImageFileError, InputError, InputTypeError
+from xrk.progress import told
 from xrk.video import VideoReport, fuse_video
 
 try:
@@ -74,8 +75,12 @@ def fuse_video_file(
             if kept.done == count:
                 frames.close()
         before, clipped = kept.done, kept.clipped
-        for frame in _told(frames, before, count, progress):
-            kept.add(np.asarray(frame), report.clipped + clipped - kept.clipped)
+        with told(progress, count, "frame") as tell:
+            if before:
+                tell(before, count)
+            for frame in frames:
+                kept.add(np.asarray(frame), report.clipped + clipped - kept.clipped)
+                tell(kept.done, count)
         report.start, report.frames, report.clipped, report.shape = 0, kept.done, kept.clipped, (count, height, width)
         with io.create(dst, shape=report.shape, dtype=kept.dtype) as sink:
             for page in range(count):
@@ -99,17 +104,6 @@ def _identity(report: VideoReport, lr: Any, hr: Any, inputs: list[Path]) -> str:
     for name in ("frames", "clipped"):
         del what[name]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def _told(frames: Any, before: int, count: int, progress: Any) -> Any:
-    from xrk.enhancement import _told as told
-
-    with told(progress, count, "frame") as tell:
-        if before:
-            tell(before, count)
-        for done, frame in enumerate(frames, start=before + 1):
-            yield frame
-            tell(done, count)
 
 
 class _Kept:
