@@ -315,16 +315,11 @@ def _finish(options: _Options, dtype: np.dtype) -> _Finish:
 
 def _rounded(rule: _Rule, dtype: np.dtype) -> _Finish:
     """The rule's values as counts: integers rounded half to even and clipped."""
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
 
     def finish(low: np.ndarray, high: np.ndarray, inside: slice) -> tuple[np.ndarray, int]:
         rows = rule(low, high)[inside]
-        if limits is None:
-            return rows.astype(dtype), 0
-        np.rint(rows, out=rows)
-        clipped = int(np.count_nonzero(rows < limits.min)) + int(np.count_nonzero(rows > limits.max))
-        np.clip(rows, limits.min, limits.max, out=rows)
-        return rows.astype(dtype), clipped
+        out = np.empty(rows.shape, dtype)
+        return out, radiograph.round_counts(rows, out)
 
     return finish
 

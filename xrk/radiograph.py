@@ -258,19 +258,29 @@ def apply_residual(
 
 def _apply_residual(frame: np.ndarray, before: np.ndarray, after: np.ndarray, scale: float, out: np.ndarray) -> int:
     clipped = 0
-    limits = None if out.dtype.kind == "f" else np.iinfo(out.dtype)
     for start in range(0, frame.size, _BLOCK):
         part = slice(start, start + _BLOCK)
         block = after[part].astype(np.float64)
         block -= before[part]
         block *= scale
         block += frame[part]
-        if limits is not None:
-            np.rint(block, out=block)
-            clipped += np.count_nonzero((block < limits.min) | (block > limits.max))
-            np.clip(block, limits.min, limits.max, out=block)
         with np.errstate(over="ignore"):
-            out[part] = block
+            clipped += round_counts(block, out[part])
+    return clipped
+
+
+def round_counts(values: np.ndarray, out: np.ndarray) -> int:
+    """Writes values, floats that may be written over, in the dtype of ``out``; returns how many were clipped.
+
+    Integers are rounded half to even and clipped to the dtype's range, floats neither.
+    """
+    clipped = 0
+    if out.dtype.kind != "f":
+        limits = np.iinfo(out.dtype)
+        np.rint(values, out=values)
+        clipped = int(np.count_nonzero((values < limits.min) | (values > limits.max)))
+        np.clip(values, limits.min, limits.max, out=values)
+    out[...] = values
     return clipped
 
 

@@ -61,7 +61,7 @@ class Native:
             counts += domain.shift
             if domain.noise is not None:
                 counts = domain.noise.unstabilise(counts, np.float64)
-            clipped += _round(counts, out[start : start + ROWS])
+            clipped += radiograph.round_counts(counts, out[start : start + ROWS])
         return out, clipped
 
 
@@ -89,19 +89,7 @@ class Counts:
 
     def result(self, values: np.ndarray) -> tuple[np.ndarray, int]:
         out = np.empty(values.shape, self.dtype)
-        return out, _round(values.copy(), out)
-
-
-def _round(counts: np.ndarray, out: np.ndarray) -> int:
-    """Writes counts, float64 that may be written over, in the dtype of ``out``; returns how many were clipped."""
-    clipped = 0
-    if out.dtype.kind != "f":
-        limits = np.iinfo(out.dtype)
-        np.rint(counts, out=counts)
-        clipped = int(np.count_nonzero((counts < limits.min) | (counts > limits.max)))
-        np.clip(counts, limits.min, limits.max, out=counts)
-    out[...] = counts
-    return clipped
+        return out, radiograph.round_counts(values.copy(), out)
 
 
 def _filled(counts: np.ndarray, name: str) -> np.ndarray:
