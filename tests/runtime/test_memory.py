@@ -104,4 +104,4 @@ def test_the_measured_peak_is_what_was_predicted(network, size, contestant):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert 0.8 * result["predicted_mib"] <= result["peak_mib"] <= result["predicted_mib"]
+    assert 0.7 * result["predicted_mib"] <= result["peak_mib"] <= result["predicted_mib"]
