@@ -19,7 +19,8 @@ from networks import Exactness
 from xrk.models import DnCNN
 from xrk.models.resnet18_unet import ResNet18UNet
 from xrk.runtime.executor import execute
-from xrk.runtime.planner import BACKEND, make_plan
+from xrk.runtime.planner import make_plan
+from xrk.runtime.search import BACKEND
 from xrk.runtime.steady import CudaRecorder, Steady
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
