@@ -106,6 +106,23 @@ def test_panel(tmp_path, scene):
     assert decoded(tmp_path / "q.png").shape[1] <= picture.WIDTH
 
 
+def test_strip(tmp_path, scene):
+    noisy, clean = scene
+    rows = [("noisy", [noisy, noisy]), ("clean", [clean, 0.5 * clean])]
+    picture.strip_png(tmp_path / "strip.png", rows, ["frame 1", "frame 2"])
+    pixels = decoded(tmp_path / "strip.png")
+    assert pixels.ndim == 3 and pixels.shape[1] <= picture.WIDTH
+    cell = (picture.WIDTH - 2 * picture.MARGIN - picture.GAP) // 2
+    width, height = 900 // -(-900 // cell), 700 // -(-900 // cell)
+    # All frames have one scale: half the values are darker.
+    left = picture.MARGIN + width // 2
+    bottom = pixels.shape[0] - picture.MARGIN - 48 - height // 2
+    first, second = (pixels[bottom, left + k * (width + picture.GAP), 0] for k in (0, 1))
+    assert 0 < second < 0.8 * first
+    with pytest.raises(InputError, match="rows of 3 frames"):
+        picture.strip_png(tmp_path / "no.png", rows, ["1", "2", "3"])
+
+
 def test_the_residuals_scale_is_symmetric_and_stated():
     values = np.random.default_rng(0).normal(40, 1, (50, 50))
     half = picture._half_range(values)

@@ -16,7 +16,7 @@ import numpy as np
 from xrk.errors import InputError
 from xrk.io.atomic import atomic_file
 
-__all__ = ["encode_png", "panel_png", "preview_png"]
+__all__ = ["encode_png", "panel_png", "preview_png", "strip_png"]
 
 WIDTH = 1600  # of a picture, at most
 MARGIN, GAP = 24, 16
@@ -100,6 +100,43 @@ def panel_png(
             raise InputError(f"the profile's row is {profile}; the frames have rows 0 to {arrays[0].shape[0] - 1}.")
         row = (f"row {profile}", [(label, array[profile]) for label, array in frames])
     _write(path, panels, len(frames) - 1, zoom, row)
+
+
+def strip_png(
+    path: str | os.PathLike, rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str]
+) -> None:
+    """Picture of several videos of one scene: a row for each, a column for each time.
+
+    rows: (label, (H, W) arrays, one for each column), all of one shape; the last row sets the grey scale of all.
+    columns: what stands below each column.
+    Raises ImageFileError where the file cannot be written, InputError where shapes or numbers do not fit.
+    """
+    arrays = [array for _, frames in rows for array in frames]
+    wrong = not arrays or any(len(frames) != len(columns) for _, frames in rows)
+    if wrong or any(array.ndim != 2 or not array.size or array.shape != arrays[0].shape for array in arrays):
+        raise InputError(f"a strip takes rows of {len(columns)} frames (H, W) of one shape.")
+    window = _window(np.concatenate(list(rows[-1][1])), None)
+    height, width = arrays[0].shape
+    cell = (WIDTH - 2 * MARGIN - GAP * (len(columns) - 1)) // len(columns)
+    shrink = max(1, -(-width // cell))
+    grow = max(1, cell // width)
+    line, step = 24, -(-height // shrink) * grow
+    inner = max(-(-width // shrink) * grow, 60)
+    total = 2 * MARGIN + len(columns) * inner + GAP * (len(columns) - 1)
+    canvas = np.empty((2 * MARGIN + len(rows) * (2 * line + step) + line, total, 3), np.uint8)
+    canvas[:] = BACKGROUND
+    for i, (label, frames) in enumerate(rows):
+        top = MARGIN + i * (2 * line + step) + line
+        _draw_text(canvas, _fit(label, total - 2 * MARGIN, 2), top - line, MARGIN, 2, TEXT)
+        for j, (name, array) in enumerate(zip(columns, frames, strict=True)):
+            left = MARGIN + j * (inner + GAP)
+            grey = _enlarge(_Panel("", array, window, _exponent(window)).grey(_area_mean(array, shrink)), grow)
+            canvas[top : top + grey.shape[0], left : left + grey.shape[1]] = grey[..., None]
+            if i == len(rows) - 1:
+                _draw_text(canvas, _fit(name, inner, 2), top + step + 8, left, 2, FAINT)
+    data = encode_png(canvas)
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 # Grey scales

@@ -207,7 +207,10 @@ def test_windows_of_a_batch_do_not_see_each_other(give_formula_weights, module_c
             torch.testing.assert_close(y, module(*alone)[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("module_class", "config"), [(EDVRSTF, SMALL_EDVR), (SwinSTF, SMALL_SWIN | ALIGNED)])
+@pytest.mark.parametrize(
+    ("module_class", "config"),
+    [(EDVRSTF, SMALL_EDVR), (EDVRSTF, SMALL_EDVR | {"detail": True}), (SwinSTF, SMALL_SWIN | ALIGNED)],
+)
 def test_every_weight_learns(give_formula_weights, module_class, config):
     module = give_formula_weights(module_class(**config)).train()
     module(*window_of_frames(8, 8, torch.float32)).square().mean().backward()
@@ -243,6 +246,7 @@ def test_networks_that_cannot_be():
     ("module", "wrapper"),
     [
         (EDVRSTF(**SMALL_EDVR), "params"),
+        (EDVRSTF(**SMALL_EDVR, detail=True), "params"),
         (SwinSTF(**SMALL_SWIN), "params_ema"),
         (SwinSTF(**SMALL_SWIN | ALIGNED, features=6), "params_ema"),
         (SwinSTF(**SMALL_SWIN | {"window": (7, 3, 3), "lr_frames": 5}), "params"),

@@ -30,6 +30,8 @@ def _edvr_configuration(shapes: Shapes) -> dict[str, Any]:
         "extraction_blocks": count(shapes, "feature_extraction."),
         "reconstruction_blocks": count(shapes, "reconstruction."),
         "tail": vote((dimension(shapes, "upconv2.weight", 0, 0) // 4, *tails), 64),
+        # No file of XFusion's has it; xrk's own weights do.
+        "detail": any(name.startswith("conv_detail_hi.") for name in shapes),
     }
 
 

@@ -180,9 +180,22 @@ class TwoCameras(nn.Module):
 
     The HR frames come after the LR frames; the middle LR frame is the reference. `size_multiple` is what the height
     and width of LR frames must be multiples of.
+
+    The published networks shrink an HR frame by two poolings, which keep the largest of neighbours: where inside a LR
+    pixel an edge lies must be learnt around them. With ``detail`` (xrk's own) a convolution of three by three LR
+    pixels, one LR pixel a step, adds all that an HR frame holds there.
     """
 
-    def __init__(self, in_channels: int, features: int, lr_frames: int, align: bool, groups: int, blocks: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        features: int,
+        lr_frames: int,
+        align: bool,
+        groups: int,
+        blocks: int,
+        detail: bool = False,
+    ) -> None:
         super().__init__()
         if lr_frames < 1 or lr_frames % 2 == 0:
             raise InputError(f"A window has an odd number of low-resolution frames, got lr_frames={lr_frames!r}.")
@@ -194,6 +207,9 @@ class TwoCameras(nn.Module):
         self.conv_first_hi = _conv(in_channels, features)
         self.conv1_hi = _conv(features, features)
         self.conv2_hi = _conv(features, features)
+        self.detail = detail
+        if detail:
+            self.conv_detail_hi = nn.Conv2d(in_channels, features, 3 * _SCALE, _SCALE, _SCALE, padding_mode="replicate")
         if align:
             self.feature_extraction = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
             self.conv_l2_1 = _conv(features, features, stride=2)
@@ -214,7 +230,8 @@ class TwoCameras(nn.Module):
     def hr_features(self, x: Tensor) -> Tensor:
         """(N, in_channels, 4 h, 4 w) -> (N, features, h, w)."""
         y = _lrelu(self.conv1_hi(_lrelu(self.conv_first_hi(x))))
-        return F.max_pool2d(_lrelu(self.conv2_hi(F.max_pool2d(y, 3, 2, 1))), 3, 2, 1)
+        y = F.max_pool2d(_lrelu(self.conv2_hi(F.max_pool2d(y, 3, 2, 1))), 3, 2, 1)
+        return y + self.conv_detail_hi(x) if self.detail else y
 
     def pyramid(self, features: Tensor) -> Pyramid:
         """What the alignment takes of one frame or several, given their features."""
@@ -278,6 +295,7 @@ class EDVRSTF(TwoCameras):
         deformable_groups: of the alignment's convolutions.
         extraction_blocks, reconstruction_blocks: residual blocks before and after alignment and fusion.
         tail: channels before the last two convolutions.
+        detail: whether an HR frame's features are also made past the poolings, see `TwoCameras`.
 
     Raises:
         InputError: an even number of frames; frames of other sizes.
@@ -292,8 +310,9 @@ class EDVRSTF(TwoCameras):
         extraction_blocks: int = 5,
         reconstruction_blocks: int = 40,
         tail: int = 64,
+        detail: bool = False,
     ) -> None:
-        super().__init__(in_channels, width, lr_frames, True, deformable_groups, extraction_blocks)
+        super().__init__(in_channels, width, lr_frames, True, deformable_groups, extraction_blocks, detail)
         self.fusion = TSAFusion(width, lr_frames + _HR_FRAMES)
         self.reconstruction = nn.Sequential(*(ResidualBlock(width) for _ in range(reconstruction_blocks)))
         self.upconv1 = _conv(width, 4 * width)

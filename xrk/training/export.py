@@ -3,7 +3,7 @@
     python -m xrk.training.export --run runs/resnet18-unet --figures table.json [--to xrk/weights]
 
 The averaged weights are stored in fp16, except the convolutions that see the image: their filters sum to zero, which
-rounding to fp16 would spoil.
+rounding to fp16 would spoil. A video network's card has the name of its recipe, ``stf``, not of its architecture.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from xrk.models import Card
+from xrk.training import stf
 from xrk.training.denoise import NETWORKS
 
 REAL_LICENCE = "trained on xrk's own simulations and on frames under the MIT licence (see training.real_frames)"
@@ -35,7 +36,9 @@ LIMITS = (
 def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine: str, caution: str = "") -> Card:
     """Write the model ``name`` of a run to the folder ``target``; its card, whose limits begin with ``caution``."""
     saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    recipe = NETWORKS[saved["model"]]
+    architecture = saved["model"]
+    video = architecture == stf.ARCHITECTURE
+    recipe = stf if video else NETWORKS[architecture]
     state = {
         key: value.contiguous() if key in recipe.EXACT else value.contiguous().half()
         for key, value in saved["average"].items()
@@ -44,25 +47,34 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
     weights = target / f"{name}.safetensors"
     with (run / "log.csv").open() as log:
         validation = [row for row in csv.reader(log)][-1]
+    conventions: dict[str, Any] = {"domain": "stabilised", "noise": "estimate"}
+    training = {
+        "recipe": f"python -m xrk.training.denoise --model {architecture}",
+        "data": "random scenes of xrk.scenes behind the simulated beam and detector of xrk.training.data",
+    }
+    if video:
+        conventions = {"domain": "unit", "noise": "none", "output_scale": float(stf.SCALE)}
+        training = {
+            "recipe": "python -m xrk.training.stf",
+            "data": "random processes of xrk.processes behind the random cameras of xrk.training.stf",
+        }
     card = Card(
         name=name,
-        architecture=saved["model"],
+        architecture=architecture,
         config={"in_channels": 1, **saved["config"]},
-        domain="stabilised",
-        noise="estimate",
+        **conventions,
         size_multiple=recipe.size_multiple(saved["config"]),
         description=recipe.DESCRIPTION,
         parameters=sum(value.numel() for value in state.values()),
         licence="MIT; "
         + ("trained on xrk's own simulations only, so no other licence touches it" if real is None else REAL_LICENCE),
-        training={
-            "recipe": f"python -m xrk.training.denoise --model {saved['model']}",
-            "data": "random scenes of xrk.scenes behind the simulated beam and detector of xrk.training.data",
-            **({} if real is None else {"real_frames": real}),
+        training=training
+        | ({} if real is None else {"real_frames": real})
+        | {
             "steps": saved["step"],
             "hours": round(saved["seconds"] / 3600, 2),
             "machine": machine,
-            "validation_gain_db": float(validation[3]),
+            "validation_psnr_db" if video else "validation_gain_db": float(validation[3]),
         },
         figures=figures,
         limits=f"{caution} {getattr(recipe, 'LIMITS', LIMITS)}".strip(),
@@ -77,7 +89,13 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
 
 
 def summary(table: dict[str, Any]) -> dict[str, Any]:
-    """What of an evaluation goes into the card: PSNR in dB by noise and dose."""
+    """What of an evaluation goes into the card: PSNR in dB by noise and dose, or by the two cameras' rates and dose."""
+    if "simulated" in table:
+        return {"command": "python -m xrk.training.evaluate_video"} | {
+            name: [{k: round(v, 3) if k in ("psnr", "ssim", "aad") else v for k, v in row.items()} for row in rows]
+            for name, rows in table.items()
+            if name in ("simulated", "melt_pool")
+        }
     return {
         "command": table.get("command", "python -m xrk.training.evaluate"),
         "psnr_db": [
@@ -90,15 +108,16 @@ def summary(table: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--name", help="of the model; by default its architecture's")
+    parser.add_argument("--name", help="of the model; by default its architecture's, stf for a video network")
     parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "weights")
-    parser.add_argument("--figures", type=Path, help="what xrk.training.evaluate wrote")
+    parser.add_argument("--figures", type=Path, help="what xrk.training.evaluate, or evaluate_video, wrote")
     parser.add_argument("--machine", default="2 CPU cores")
     parser.add_argument("--caution", default="", help="a sentence that the card's limits begin with")
     arguments = parser.parse_args(argv)
     arguments.to.mkdir(parents=True, exist_ok=True)
     figures = summary(json.loads(arguments.figures.read_text())) if arguments.figures else {}
-    name = arguments.name or torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)["model"]
+    saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    name = arguments.name or {stf.ARCHITECTURE: "stf"}.get(saved["model"], saved["model"])
     card = export(arguments.run, name, arguments.to, figures, arguments.machine, arguments.caution)
     print(f"{card.name}: {card.parameters} parameters, sha256 {card.sha256}")
 
