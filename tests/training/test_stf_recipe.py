@@ -121,7 +121,7 @@ def test_an_exported_run_loads_and_is_the_average(tmp_path, small):
     assert (card.name, card.architecture, card.domain, card.noise) == ("stf", "edvr-stf", "unit", "none")
     assert (card.output_scale, card.size_multiple) == (4.0, 4) and card.training["steps"] == 2
     loaded = xrk.load(tmp_path / "stf.safetensors")
-    assert loaded.card.config == card.config and loaded.card.sha256 == card.sha256
+    assert card.config.items() <= loaded.card.config.items() and loaded.card.sha256 == card.sha256
     network = EDVRSTF(**stf.CONFIG).eval()
     network.load_state_dict(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["average"])
     lq, hq, _, _ = Windows(64, seed=8).batch(1)
