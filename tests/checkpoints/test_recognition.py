@@ -93,6 +93,7 @@ configurations = st.one_of(
                 "extraction_blocks": st.integers(1, 3),
                 "reconstruction_blocks": st.integers(1, 3),
                 "tail": st.sampled_from([2, 5]),
+                "detail": st.booleans(),
             }
         ),
     ),
@@ -153,6 +154,13 @@ def test_one_wrong_tensor_is_named(case, data):
     if case[0] == "dncnn" and "missing" in expected:
         expected = "missing"  # one layer less is another depth
     with pytest.raises(CheckpointError, match=expected):
+        recognise(state)
+
+
+def test_a_block_without_its_weight_still_counts():
+    state = ResNet18UNet(width=2, decoder_channels=(2,) * 5, full_resolution_skip=2, input_blocks=3).state_dict()
+    del state["input_blocks.2.conv.weight"]
+    with pytest.raises(CheckpointError, match=r"input_blocks\.2\.conv\.weight \(2, 2, 3, 3\) is missing"):
         recognise(state)
 
 

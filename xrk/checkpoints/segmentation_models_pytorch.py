@@ -8,6 +8,7 @@ A network without batch norms is told by the lack of their running means.
 from typing import Any
 
 from xrk.checkpoints.fitting import Format, Shapes, dimension, width
+from xrk.checkpoints.state_space import count
 
 __all__ = ["FORMAT"]
 
@@ -26,7 +27,7 @@ def _configuration(shapes: Shapes) -> dict[str, Any]:
         "width": width(shapes, _WIDTHS, 64),
         "decoder_channels": [channels(block) for block in range(5)],
         "full_resolution_skip": dimension(shapes, "input_skip.weight", 0, 0),
-        "input_blocks": sum(name.startswith("input_blocks.") and name.endswith(".weight") for name in shapes),
+        "input_blocks": count(shapes, "input_blocks."),
         "batch_norm": any(name.endswith(".running_mean") for name in shapes),
     }
 
