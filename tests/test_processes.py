@@ -1,6 +1,5 @@
 """Fast processes: chords and paths that can be written down, and that every random one is sound and repeatable."""
 
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -106,7 +105,7 @@ def test_a_crack_grows_along_its_path_by_leaps():
     assert early[10, 33] < 0 and early[10, 40] == 0
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_processes_are_sound_and_move(seed):
     process = random_process(seed, SHAPE)
     first, later = process.signal(0.0), process.signal(15.0)
@@ -120,15 +119,7 @@ def test_random_processes_are_sound_and_move(seed):
 
 def test_most_random_processes_move():
     moved = []
-    for seed in range(60):
+    for seed in range(40):
         process = random_process(seed, SHAPE)
         moved.append(np.abs(process.signal(20.0) - process.signal(0.0)).max() > 0.01)
     assert np.mean(moved) > 0.9
-
-
-def test_a_frame_takes_milliseconds():
-    process = random_process(3, (128, 128))
-    start = time.process_time()
-    for at in range(20):
-        process.signal(float(at))
-    assert (time.process_time() - start) / 20 < 0.05

@@ -2,9 +2,10 @@
 
     what stands still + what moves, at one time ── exp(-optical depth) ── fringes at edges ──> signal (H, W)
 
-A keyhole in a moving melt pool that leaves pores, spatter, sprays and cracks: what high-speed radiography looks at.
-They are drawn in two dimensions, as shadows; `xrk.simulate` traces rays through solids, which takes seconds a frame
-where this takes about a millisecond.
+A keyhole in a moving melt pool that leaves pores, spatter, sprays and cracks: what high-speed radiography looks at
+(Zhao et al. 2017, Sci. Rep. 7, 3602; Cunningham et al. 2019, Science 363, 849). No physics is solved: they are
+drawn in two dimensions, as shadows. `xrk.simulate` traces rays through solids, which takes seconds a frame where this
+takes about a millisecond.
 
 Lengths are in pixels of the slow sharp camera (HR), times in frames of the fast blurred one (LR).
 Optical depths are natural logarithms, signals in units of the open beam.
@@ -54,7 +55,8 @@ class Process:
         np.maximum(depth, 0, out=depth)
         signal = np.exp(-depth)
         if self.fringes > 0:
-            # Of a thin object's phase, proportional to its depth, the intensity shows the Laplacian.
+            # Of a thin object's phase, proportional to its depth, the intensity shows the Laplacian (Paganin et al.
+            # 2002, J. Microsc. 206, 33).
             padded = np.pad(depth, 1, mode="edge")
             around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
             signal *= np.clip(1 + np.float32(self.fringes) * (around - 4 * depth), 0.5, 2.0)
@@ -287,8 +289,8 @@ def random_process(seed: int, shape: tuple[int, int], frames: int = 40) -> Proce
     return Process(still, tuple(movers), float(rng.choice([0.0, np.exp(rng.uniform(np.log(0.02), np.log(0.3)))])))
 
 
-def _uniform(rng: Generator, low: float, high: float) -> float:
-    """Evenly spread on a logarithmic scale."""
+def _log_uniform(rng: Generator, low: float, high: float) -> float:
+    """A number whose logarithm is evenly spread."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -296,22 +298,22 @@ def _still(rng: Generator, shape: tuple[int, int], surface: float, thick: float)
     """A plate below a rough surface: texture, grains of powder, old pores, scratches, a beam that is not even."""
     height, width = shape
     x = np.arange(width, dtype=np.float32)
-    edge = np.float32(surface) + np.float32(_uniform(rng, 0.2, 4.0)) * _texture(rng, (1, width), 1.2)[0]
+    edge = np.float32(surface) + np.float32(_log_uniform(rng, 0.2, 4.0)) * _texture(rng, (1, width), 1.2)[0]
     below = np.clip(np.arange(height, dtype=np.float32)[:, None] - edge[None] + np.float32(0.5), 0, 1)
     depth = np.float32(thick) * below
-    depth *= 1 + np.float32(_uniform(rng, 0.003, 0.12)) * _texture(rng, shape, float(rng.uniform(0.4, 1.6)))
+    depth *= 1 + np.float32(_log_uniform(rng, 0.003, 0.12)) * _texture(rng, shape, float(rng.uniform(0.4, 1.6)))
     depth += np.float32(rng.uniform(0, 0.3))
-    depth += np.float32(_uniform(rng, 0.005, 0.15)) * _texture(rng, shape, 2.0)
+    depth += np.float32(_log_uniform(rng, 0.005, 0.15)) * _texture(rng, shape, 2.0)
     if rng.random() < 0.6:  # a layer of powder, or old pores anywhere
         powder = rng.random() < 0.5 and surface > 0
         for _ in range(int(rng.choice([10, 30, 60]))):
-            radius = _uniform(rng, 0.8, 5.0)
+            radius = _log_uniform(rng, 0.8, 5.0)
             row = edge[rng.integers(width)] - rng.uniform(0, 3 * radius) if powder else rng.uniform(0, height)
             _ball(depth, row, rng.uniform(0, width), radius, (0.12 if powder else -0.1) * thick * radius)
     for _ in range(rng.integers(0, 4)):  # lines: scratches, wires, edges of a window
         a = rng.uniform(0, 1, 2) * shape
         path = np.stack([a, a + rng.normal(0, 0.6, 2) * shape])
-        Crack(path, -1e6, 1.0, _uniform(rng, 0.8, 6.0), thick * rng.uniform(-0.5, 0.5), 1.0).draw(depth, 0.0)
+        Crack(path, -1e6, 1.0, _log_uniform(rng, 0.8, 6.0), thick * rng.uniform(-0.5, 0.5), 1.0).draw(depth, 0.0)
     return depth + np.float32(rng.normal(0, 0.05)) * x[None] / width
 
 
@@ -327,9 +329,9 @@ def _texture(rng: Generator, shape: tuple[int, int], slope: float) -> FloatArray
 def _melt_pool(rng: Generator, shape: tuple[int, int], surface: float, thick: float, frames: int) -> list[Mover]:
     height, width = shape
     surface = surface if surface > 0 else float(rng.uniform(0.1, 0.5) * height)
-    speed = _uniform(rng, 0.05, 1.5) * float(rng.choice([-1, 1]))
+    speed = _log_uniform(rng, 0.05, 1.5) * float(rng.choice([-1, 1]))
     start = float(rng.uniform(0.2, 0.8) * width) - speed * frames / 2
-    wide = min(_uniform(rng, 2.0, 10.0), width / 8)
+    wide = min(_log_uniform(rng, 2.0, 10.0), width / 8)
     deep = min(wide * float(rng.uniform(2, 6)), 0.5 * height)
     count = int(rng.integers(0, 9))
     pores = np.stack(
@@ -343,7 +345,7 @@ def _melt_pool(rng: Generator, shape: tuple[int, int], surface: float, thick: fl
         1,
     )
     density = thick * float(rng.uniform(0.3, 0.95))
-    beat, phase, lean = _uniform(rng, 0.05, 1.2), float(rng.uniform(0, 6.28)), float(rng.normal(0, 0.25))
+    beat, phase, lean = _log_uniform(rng, 0.05, 1.2), float(rng.uniform(0, 6.28)), float(rng.normal(0, 0.25))
     movers: list[Mover] = [
         MeltPool(surface, start, speed, deep, wide, density, beat, phase, lean * float(np.sign(speed)), pores)
     ]
@@ -359,7 +361,7 @@ def _melt_pool(rng: Generator, shape: tuple[int, int], surface: float, thick: fl
             ],
             1,
         )
-        movers.append(Spatter(surface, start, speed, 0.15 * thick, _uniform(rng, 0.005, 0.2), droplets))
+        movers.append(Spatter(surface, start, speed, 0.15 * thick, _log_uniform(rng, 0.005, 0.2), droplets))
     return movers
 
 
@@ -370,7 +372,7 @@ def _spray(rng: Generator, shape: tuple[int, int], surface: float, thick: float,
     angle = side + float(rng.normal(0, 0.3))
     if rng.random() < 0.4:  # from above
         row, column, angle = 0.0, float(rng.uniform(0.2, 0.8) * width), np.pi / 2 + float(rng.normal(0, 0.3))
-    reach, cone = 1.2 * float(np.hypot(*shape)), _uniform(rng, 0.03, 0.5)
+    reach, cone = 1.2 * float(np.hypot(*shape)), _log_uniform(rng, 0.03, 0.5)
     count = int(rng.choice([10, 25, 50]))
     droplets = np.stack(
         [
@@ -381,9 +383,9 @@ def _spray(rng: Generator, shape: tuple[int, int], surface: float, thick: float,
         ],
         1,
     )
-    core, length = _uniform(rng, 1.5, 8.0), float(rng.uniform(0.2, 0.9)) * reach / 1.2
-    speed, wave = _uniform(rng, 0.3, 8.0), _uniform(rng, 8.0, 50.0)
-    return [Spray(row, column, angle, speed, core, length, wave, _uniform(rng, 0.01, 0.12), droplets, reach)]
+    core, length = _log_uniform(rng, 1.5, 8.0), float(rng.uniform(0.2, 0.9)) * reach / 1.2
+    speed, wave = _log_uniform(rng, 0.3, 8.0), _log_uniform(rng, 8.0, 50.0)
+    return [Spray(row, column, angle, speed, core, length, wave, _log_uniform(rng, 0.01, 0.12), droplets, reach)]
 
 
 def _cracks(rng: Generator, shape: tuple[int, int], surface: float, thick: float, frames: int) -> list[Mover]:
@@ -394,7 +396,7 @@ def _cracks(rng: Generator, shape: tuple[int, int], surface: float, thick: float
         length = rng.uniform(0.04, 0.16, steps) * max(shape)
         walk = np.stack([np.sin(direction) * length, np.cos(direction) * length], 1)
         path = rng.uniform(0.1, 0.9, 2) * shape + np.concatenate([np.zeros((1, 2)), np.cumsum(walk, 0)])
-        start, speed = float(rng.uniform(-0.5, 0.7) * frames), _uniform(rng, 0.2, 4.0)
-        amount = thick * _uniform(rng, 0.1, 0.8)
-        movers.append(Crack(path, start, speed, _uniform(rng, 0.8, 4.0), amount, _uniform(rng, 0.1, 1.0)))
+        start, speed = float(rng.uniform(-0.5, 0.7) * frames), _log_uniform(rng, 0.2, 4.0)
+        amount = thick * _log_uniform(rng, 0.1, 0.8)
+        movers.append(Crack(path, start, speed, _log_uniform(rng, 0.8, 4.0), amount, _log_uniform(rng, 0.1, 1.0)))
     return movers

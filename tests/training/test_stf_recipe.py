@@ -9,15 +9,18 @@ import torch
 from torch.nn import functional as F
 
 import xrk
+from xrk import loading
+from xrk.cameras import Cameras
 from xrk.models import EDVRSTF
+from xrk.processes import random_process
 from xrk.training import export, stf
 from xrk.training.stf import CONFIG, Windows, initialise
 
 
 def test_windows_fit_each_other():
     windows = Windows(64, seed=3)
-    lq, hq, truth, beam = windows.batch(24)
-    assert lq.shape == (24, 3, 1, 16, 16) and hq.shape == (24, 2, 1, 64, 64) and truth.shape == (24, 1, 64, 64)
+    lq, hq, truth, beam = windows.batch(16)
+    assert lq.shape == (16, 3, 1, 16, 16) and hq.shape == (16, 2, 1, 64, 64) and truth.shape == (16, 1, 64, 64)
     assert all(x.dtype == torch.float32 for x in (lq, hq, truth, beam))
     # The middle LR frame is the truth seen from farther off: most of the difference is noise and motion.
     low = F.avg_pool2d(truth, 4)
@@ -87,6 +90,7 @@ def arguments(**changes):
 def small(monkeypatch):
     narrow = {"width": 24, "deformable_groups": 2, "reconstruction_blocks": 1, "tail": 4}
     monkeypatch.setattr(stf, "CONFIG", CONFIG | narrow)
+    monkeypatch.setattr(stf, "VALIDATION", (1, 2, 32))
 
 
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch, small):
@@ -114,7 +118,7 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, monkeypatch, small):
     assert log[:, 0].tolist() == [2, 4] and np.isfinite(log).all()
 
 
-def test_an_exported_run_loads_and_is_the_average(tmp_path, small):
+def test_an_exported_run_is_the_average_and_found_by_its_name(tmp_path, small, monkeypatch):
     stf.train(tmp_path / "run", arguments(steps=2))
     export.main(["--run", str(tmp_path / "run"), "--to", str(tmp_path), "--machine", "a machine"])
     card = xrk.models.Card.from_dict(json.loads((tmp_path / "stf.json").read_text()))
@@ -127,3 +131,8 @@ def test_an_exported_run_loads_and_is_the_average(tmp_path, small):
     lq, hq, _, _ = Windows(64, seed=8).batch(1)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.module(lq, hq), network(lq, hq), rtol=0, atol=1e-3)
+    monkeypatch.setattr(loading, "_WEIGHTS", tmp_path)
+    assert [listed.name for listed in xrk.list_models()] == ["stf"]
+    lr, hr, _ = Cameras(ratio=2).record(random_process(1, (64, 64)), 3, seed=1)
+    named, given = (list(xrk.fuse_video(lr, hr, ratio=2, **model)) for model in ({}, {"model": loaded}))
+    assert len(named) == 3 and all(np.array_equal(a, b) for a, b in zip(named, given, strict=True))

@@ -39,7 +39,8 @@ def test_the_real_stack_is_shrunk_and_thinned_out(tmp_path):
     assert np.array_equal(seen.truth, stack[:7, :32, :48]) and np.array_equal(seen.hr, stack[:7:3, :32, :48])
     assert seen.lr.shape == (7, 8, 12) and seen.lr.dtype == np.uint16
     assert seen.lr[2, 1, 1] == round(stack[2, 4:8, 4:8].mean())
-    assert seen.peak == stack[:7, :32, :48].max() and seen.judged() == [1, 2, 4, 5]
+    assert seen.levels == (0, seen.peak) and seen.peak == stack[:7, :32, :48].max()
+    assert seen.judged() == [1, 2, 4, 5]
 
 
 def test_the_table_and_the_strip(weights, tmp_path, capsys, monkeypatch):

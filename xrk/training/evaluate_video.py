@@ -1,6 +1,6 @@
 """The quality table of two cameras: simulated processes and a real one, over noise, key frames' distance, separation.
 
-    python -m xrk.training.evaluate_video [--model stf] [--scenes 6] [--melt-pool WHEEL] [--out table.json]
+    python -m xrk.training.evaluate_video [--model stf] [--scenes 4] [--melt-pool WHEEL] [--out table.json]
     python -m xrk.training.evaluate_video --picture strip.png [--melt-pool WHEEL]
 
 Beside the network stand bicubic interpolation of the LR frames, linear interpolation in time between the key frames,
@@ -18,7 +18,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ CASES = (
     (10, 1, 1000.0), (40, 1, 1000.0),
     (20, 2, 1000.0), (20, 4, 1000.0),
 )  # fmt: skip
+MELT_POOL_CASES = ((10, 1), (20, 1), (20, 2))  # the first two of these
+MELT_POOL_FRAMES = 101
 
 Frames = NDArray[Any]
 
@@ -54,8 +56,9 @@ class Recording:
     truth: Frames
     ratio: int
     peak: float  # of PSNR and SSIM, in counts
+    levels: tuple[float, float] | None = None  # as for `xrk.fuse_video`
 
-    def judged(self) -> range | list[int]:
+    def judged(self) -> list[int]:
         """Frames that lie between two key frames."""
         return [i for i in range((len(self.hr) - 1) * self.ratio) if i % self.ratio]
 
@@ -68,34 +71,35 @@ def simulated(seed: int, size: int, ratio: int, quanta: float) -> Recording:
 
 
 def melt_pool(wheel: Path, ratio: int) -> Recording:
-    """The real stack, shrunk and thinned out; sides are cut to multiples of 16. The peak is its range from 0."""
+    """The start of the real stack, shrunk and thinned out; sides cut to multiples of 16. Peak: its largest count."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(STACK))
         stack = tifffile.imread(io.BytesIO(archive.read(name)))
-    count = (len(stack) - 1) // ratio * ratio + 1
+    count = (min(len(stack), MELT_POOL_FRAMES) - 1) // ratio * ratio + 1
     height, width = (side // 16 * 16 for side in stack.shape[1:])
     stack = stack[:count, :height, :width]
     lr = stack.reshape(count, height // SCALE, SCALE, width // SCALE, SCALE).mean((2, 4))
-    return Recording(np.rint(lr).astype(stack.dtype), stack[::ratio], stack, ratio, float(stack.max()))
+    peak = float(stack.max())  # of 16 bits it fills the lowest 11: the beam is no brighter
+    return Recording(np.rint(lr).astype(stack.dtype), stack[::ratio], stack, ratio, peak, (0.0, peak))
 
 
-def methods(model: str, ratio: int, separation: int) -> dict[str, Callable[[Recording], Iterator[Frames]]]:
+def methods(model: xrk.Model, ratio: int, separation: int) -> dict[str, Callable[[Recording], Iterator[Frames]]]:
     """name -> function from a recording to its frames in order."""
 
-    def fused(name: str) -> Callable[[Recording], Iterator[Frames]]:
+    def fused(which: str | xrk.Model) -> Callable[[Recording], Iterator[Frames]]:
         return lambda seen: xrk.fuse_video(
-            seen.lr, seen.hr, scale=SCALE, ratio=ratio, separation=separation, model=name
+            seen.lr, seen.hr, scale=SCALE, ratio=ratio, separation=separation, model=which, levels=seen.levels
         )
 
     def single(seen: Recording) -> Iterator[Frames]:
-        lr = np.stack([xrk.enhance(frame, SINGLE) for frame in seen.lr])
-        return xrk.fuse_video(lr, seen.hr, scale=SCALE, ratio=ratio, separation=separation, model="bicubic")
+        lr = np.stack([xrk.enhance(frame, SINGLE, levels=seen.levels) for frame in seen.lr])
+        return fused("bicubic")(replace(seen, lr=lr))
 
     return {
         "bicubic": fused("bicubic"),
         f"{SINGLE}, then bicubic": single,
         "linear in time": fused("linear"),
-        f"xrk {xrk.load(model).card.name}": fused(model),
+        f"xrk {model.card.name}": fused(model),
     }
 
 
@@ -110,7 +114,7 @@ def figures(seen: Recording, frames: Iterator[Frames]) -> tuple[float, float, fl
     return float(mean[0]), float(mean[1]), float(mean[2] / seen.peak * 1000)
 
 
-def simulated_table(model: str, count: int, size: int, first: int) -> list[dict[str, Any]]:
+def simulated_table(model: xrk.Model, count: int, size: int, first: int) -> list[dict[str, Any]]:
     """Means over processes ``first ...`` for each of `CASES`."""
     rows = []
     for ratio, separation, quanta in CASES:
@@ -124,9 +128,9 @@ def simulated_table(model: str, count: int, size: int, first: int) -> list[dict[
     return rows
 
 
-def melt_pool_table(model: str, wheel: Path) -> list[dict[str, Any]]:
+def melt_pool_table(model: xrk.Model, wheel: Path) -> list[dict[str, Any]]:
     rows = []
-    for ratio, separation in ((5, 1), (10, 1), (20, 1), (20, 2)):
+    for ratio, separation in MELT_POOL_CASES:
         seen = melt_pool(wheel, ratio)
         case = {"ratio": ratio, "separation": separation, "quanta": None}
         rows += [_row(case, name, figures(seen, f(seen))) for name, f in methods(model, ratio, separation).items()]
@@ -155,9 +159,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def strip(path: Path, model: str, seen: Recording) -> None:
+def strip(path: Path, model: xrk.Model, seen: Recording) -> None:
     """A picture: every method's frames at a few times between the first two key frames, the truth below."""
-    times = [round(seen.ratio * part) for part in (0.1, 0.35, 0.5, 0.65, 0.9)]
+    times = [round(seen.ratio * part) for part in (0.25, 0.5, 0.75)]
     rows = []
     for name, method in methods(model, seen.ratio, 1).items():
         frames = [frame for _, frame in zip(range(seen.ratio), method(seen), strict=False)]
@@ -169,21 +173,23 @@ def strip(path: Path, model: str, seen: Recording) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="stf", help="a name, or the path of weights")
-    parser.add_argument("--scenes", type=int, default=6)
+    parser.add_argument("--scenes", type=int, default=4, help="random processes in each case's mean")
     parser.add_argument("--first", type=int, default=0, help="first process' seed; training uses none below 1000000")
     parser.add_argument("--size", type=int, default=192, help="side of the simulated HR frames")
     parser.add_argument("--melt-pool", type=Path, metavar="WHEEL", help="of napari-melt-pool-tracker")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw this picture, and no table")
     arguments = parser.parse_args(argv)
-    wheel, model = arguments.melt_pool, arguments.model
+    wheel, model = arguments.melt_pool, xrk.load(arguments.model)
     if arguments.picture:
-        seen = melt_pool(wheel, 10) if wheel else simulated(arguments.first, arguments.size, 20, 1000.0)
+        seen = melt_pool(wheel, 10) if wheel else simulated(arguments.first, arguments.size, 20, 10000.0)
         strip(arguments.picture, model, seen)
         return
     document: dict[str, Any] = {
+        "command": f"python -m xrk.training.evaluate_video --scenes {arguments.scenes} --size {arguments.size}"
+        + (" --melt-pool WHEEL" if wheel else ""),
         "versions": xrk.info()["packages"],
-        "model": xrk.load(model).card.sha256,
+        "model": model.card.sha256,
         "simulated": simulated_table(model, arguments.scenes, arguments.size, arguments.first),
     }
     print(markdown(document["simulated"]))

@@ -91,7 +91,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
 def summary(table: dict[str, Any]) -> dict[str, Any]:
     """What of an evaluation goes into the card: PSNR in dB by noise and dose, or by the two cameras' rates and dose."""
     if "simulated" in table:
-        return {"command": "python -m xrk.training.evaluate_video"} | {
+        return {"command": table["command"]} | {
             name: [{k: round(v, 3) if k in ("psnr", "ssim", "aad") else v for k, v in row.items()} for row in rows]
             for name, rows in table.items()
             if name in ("simulated", "melt_pool")

@@ -53,14 +53,15 @@ DESCRIPTION = (
     " published network in its size and in a convolution that carries the key frames' detail past the poolings."
 )
 LIMITS = (
-    "For video of two cameras: three low-resolution frames and the two high-resolution ones around them, four "
-    "times as large, make one frame. Both must be aligned to about half a high-resolution pixel and have the same "
-    "counts for the same signal. Trained on simulated radiographs only, and shortly. What moved further between "
-    "two key frames than about its own size is no sharper than the low-resolution frames show; faint detail that "
-    "appears and goes between two key frames can be missing, and what stood in a key frame can linger as a faint "
-    "shadow. Research use; not a medical device."
+    "For video of two cameras: three low-resolution frames and the two high-resolution ones around them, four times as"
+    " large, make one frame. Both must be aligned to about half a high-resolution pixel and have the same counts for"
+    " the same signal; the open beam must fill a tenth to all of the range between the levels. Trained on simulated"
+    " radiographs only, and shortly. What moved further between two key frames than about its own size is no sharper"
+    " than the low-resolution frames show; faint detail that appears and goes between two key frames can be missing,"
+    " and what stood in a key frame can linger as a faint shadow. Research use; not a medical device."
 )
 FIRST_SEED = 1_000_000
+VALIDATION = (4, 8, 128)  # batches, windows in each, side in HR pixels
 SCALE = 4
 # Of the channels, the first ones hold what an HR frame has beyond its low resolution, one for each of its pixels in a
 # LR pixel, and the next one the low resolution itself. Leaky ReLUs would damp what is negative: hence a shift.
@@ -333,8 +334,9 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     rates = [group["lr"] for group in groups]
     windows = Windows(arguments.size, arguments.seed)
-    held_out = Windows(128, 987654321, (500_000, FIRST_SEED))
-    batches = [tuple(x.to(arguments.device) for x in held_out.batch(8)) for _ in range(4)]
+    count, each, size = VALIDATION
+    held_out = Windows(size, 987654321, (500_000, FIRST_SEED))
+    batches = [tuple(x.to(arguments.device) for x in held_out.batch(each)) for _ in range(count)]
     step, spent = 0, 0.0
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
@@ -382,9 +384,9 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
                 "step": step,
                 "seconds": time.monotonic() - start,
             }
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(saved, partial)
-            os.replace(partial, checkpoint)
+            written = checkpoint.with_suffix(".partial")
+            torch.save(saved, written)
+            os.replace(written, checkpoint)
 
 
 def main(argv: list[str] | None = None) -> None:
