@@ -123,6 +123,7 @@ if [ "$device" = cuda ]; then
     "$timed" layers 120 "${measure[@]}" "${layers[@]}"
     part networks 90 "${check[@]}" -s tests/models/gpu
     part runtime 120 "${check[@]}" -s tests/runtime/gpu
+    part video 90 "$python" benchmarks/bench_video.py windows --device cuda --output "$folder/video_windows_cuda.json"
     part large 60 "${check[@]}" "$tests/test_large.py"
     part torch 60 "${check[@]}" "${workers[@]}" "$tests/test_torch.py"
     # From here on with what time is left.
@@ -138,6 +139,7 @@ else
     part numerics 120 "${check[@]}" "$tests/test_numerics.py" -k 'layer_norm and not size'
     "$timed" layers 120 "${measure[@]}" --tiny benchmarks/bench_layer_norm.py benchmarks/bench_pixels.py
     part networks 90 "${check[@]}" -s tests/models/gpu
+    part video 90 "$python" benchmarks/bench_video.py windows --size 64 --targets 2 --output "$folder/video_windows_cpu.json"
     part large 60 "${check[@]}" "$tests/test_large.py"
 fi
 

@@ -13,7 +13,7 @@ import operator
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -211,11 +211,13 @@ def fuse_video(
     return (frames, described) if report else frames
 
 
-def _frames(video: Video, report: VideoReport, progress: Progress, opened: ExitStack) -> Iterator[Any]:
-    """Gives None, and then the frames."""
+def _frames(
+    video: Video, report: VideoReport, progress: Progress, opened: ExitStack
+) -> Generator[Any, int | None, None]:
+    """Gives None, and then the frames; the number of another first frame may be sent once, in return for that frame."""
     count = report.shape[0]
     with opened:
-        yield None
+        video.at = (yield None) or video.at
         with told(progress, count, "frame") as tell:
             while True:
                 began = time.perf_counter()

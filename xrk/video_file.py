@@ -5,6 +5,8 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +71,11 @@ def fuse_video_file(
     count, height, width = report.shape
     identity = _identity(report, lr, hr, inputs)
     with _Kept(dst.with_name(f"{dst.name}.frames"), identity, (height, width), np.dtype(report.dtype), resume) as kept:
-        if kept.done:
-            frames.close()
-            frames, report = fuse_video(lr, hr, report=True, start=min(kept.done, count - 1), **options)
-            if kept.done == count:
-                frames.close()
         before, clipped = kept.done, kept.clipped
         with told(progress, count, "frame") as tell:
             if before:
                 tell(before, count)
-            for frame in frames:
+            for frame in _behind(before, frames, count):
                 kept.add(np.asarray(frame), report.clipped + clipped - kept.clipped)
                 tell(kept.done, count)
         report.start, report.frames, report.clipped, report.shape = 0, kept.done, kept.clipped, (count, height, width)
@@ -89,6 +86,14 @@ def fuse_video_file(
             sink.report = {"fuse_video": {**_repeatable(report), "file": names}}
         kept.remove()
     return report
+
+
+def _behind(first: int, frames: Generator[Any, int | None, None], count: int) -> Iterator[Any]:
+    """The frames from number ``first`` on."""
+    with closing(frames):
+        if first < count:
+            yield frames.send(first)
+            yield from frames
 
 
 def _repeatable(report: VideoReport) -> dict[str, Any]:

@@ -31,9 +31,9 @@ def test_a_part_that_fails_keeps_none_from_running(tmp_path):
     first, *parts = (results / "gpu_summary.txt").read_text().splitlines()
     assert first.endswith("UTC, device cpu, 60 s")
     statuses = {line.split(":")[0]: line.split(" after ")[0].split()[-1] for line in parts}
-    assert statuses == {"build": "3", "numerics": "0", "layers": "0", "networks": "0", "large": "0"}
+    assert statuses == {"build": "3", "numerics": "0", "layers": "0", "networks": "0", "video": "0", "large": "0"}
     for name in statuses:
-        assert "ran -m p" in (results / f"gpu_{name}.log").read_text()
+        assert "ran " in (results / f"gpu_{name}.log").read_text()
 
 
 def test_without_pytest_benchmark_nothing_is_timed(tmp_path):
@@ -45,6 +45,7 @@ def test_without_pytest_benchmark_nothing_is_timed(tmp_path):
         "numerics: exit status 0",
         "layers: not run, pytest-benchmark is not here",
         "networks: exit status 0",
+        "video: exit status 0",
         "large: exit status 0",
     ]
 
@@ -54,7 +55,9 @@ def test_it_ends_in_time(tmp_path):
     assert done.returncode == 1
     summary = (tmp_path / "results" / "gpu_summary.txt").read_text().splitlines()
     assert summary[1].startswith("build: exit status 124 after 1")
-    assert summary[2:] == [f"{name}: not run, the time is over" for name in ("numerics", "layers", "networks", "large")]
+    assert summary[2:] == [
+        f"{name}: not run, the time is over" for name in ("numerics", "layers", "networks", "video", "large")
+    ]
 
 
 def test_all_is_well(tmp_path):

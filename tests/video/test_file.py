@@ -14,7 +14,7 @@ import torch
 from videos import seeded, sequences
 
 import xrk
-from xrk import cli, video_file
+from xrk import cli, video, video_file
 from xrk.errors import ImageFileError, InputError, InputTypeError
 
 COUNT = 7
@@ -59,7 +59,7 @@ def test_the_file_is_what_the_call_gives(files):
     assert "net_g_1 on cpu, 7 frames of 32 x 48 uint16" in str(report)
 
 
-def test_a_cancelled_run_leaves_whole_frames_and_is_gone_on_with(files):
+def test_a_cancelled_run_leaves_whole_frames_and_is_gone_on_with(files, monkeypatch):
     run(files)
     expected = (files / "out.tif").read_bytes()
     (files / "out.tif").unlink()
@@ -67,9 +67,12 @@ def test_a_cancelled_run_leaves_whole_frames_and_is_gone_on_with(files):
         with pytest.raises(KeyboardInterrupt):
             run(files, progress=stopping_after(frames))
         assert left(files) == ["out.tif.frames"]
-    told = []
+    told, planned = [], []
+    plain = video.Network.__init__
+    monkeypatch.setattr(video.Network, "__init__", lambda *given: planned.append(plain(*given)))
     report = run(files, progress=lambda *now: told.append(now))
     assert told == [(5, COUNT), (6, COUNT), (7, COUNT)]  # what was there was not made again
+    assert len(planned) == 1
     assert report.features["lr"] == 3 and report.frames == COUNT
     assert left(files) == ["out.tif"] and (files / "out.tif").read_bytes() == expected
 
