@@ -23,7 +23,7 @@ def weights(tmp_path_factory):
 
 
 def test_recordings_are_two_cameras_of_one_process():
-    seen = evaluate_video.simulated(3, 32, 4, 1000.0)
+    seen = evaluate_video.simulated(3, 32, 4, 1000.0, 1000.0)
     assert seen.lr.shape == (5, 8, 8) and seen.hr.shape == (2, 32, 32) and seen.truth.shape == (5, 32, 32)
     assert seen.judged() == [1, 2, 3]
     low = seen.truth.reshape(5, 8, 4, 8, 4).mean((2, 4))
@@ -44,7 +44,7 @@ def test_the_real_stack_is_shrunk_and_thinned_out(tmp_path):
 
 
 def test_the_table_and_the_strip(weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate_video, "CASES", ((3, 1, 4000.0),))
+    monkeypatch.setattr(evaluate_video, "CASES", ((3, 1, 4000.0, 1000.0),))
     monkeypatch.setattr(evaluate_video, "SINGLE", "resnet18-unet")
     given = ["--model", str(weights), "--size", "64"]
     evaluate_video.main([*given, "--scenes", "1", "--out", str(tmp_path / "table.json")])
@@ -53,7 +53,7 @@ def test_the_table_and_the_strip(weights, tmp_path, capsys, monkeypatch):
     assert list(found) == ["bicubic", "resnet18-unet, then bicubic", "linear in time", "xrk begun"]
     for row in rows:
         assert 10 < row["psnr"] < 60 and 0 < row["ssim"] <= 1 and 0 < row["aad"] < 200
-    assert "| 1 : 3, separation 1, 4000 quanta | " in capsys.readouterr().out
+    assert "| 1 : 3, separation 1, 4000 and 1000 quanta | " in capsys.readouterr().out
     evaluate_video.main([*given, "--picture", str(tmp_path / "strip.png")])
     assert (tmp_path / "strip.png").read_bytes().startswith(b"\x89PNG")
 

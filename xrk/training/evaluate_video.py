@@ -35,14 +35,15 @@ from xrk.processes import random_process
 SCALE = 4
 SINGLE = "resnet18-unet"
 STACK = "wall1_H5.tif"  # 262 frames, 120 x 400
-# (LR frames per key frame, separation of a window's LR frames, quanta per LR pixel): one of them changes at a time.
+# LR frames per key frame, separation of a window's LR frames, quanta per LR pixel and per HR pixel; one of them changes
+# at a time.
 CASES = (
-    (20, 1, 100.0), (20, 1, 1000.0), (20, 1, 10000.0),
-    (10, 1, 1000.0), (40, 1, 1000.0),
-    (20, 2, 1000.0), (20, 4, 1000.0),
+    (20, 1, 100.0, 1500.0), (20, 1, 1000.0, 1500.0), (20, 1, 10000.0, 1500.0), (20, 1, 1000.0, 300.0),
+    (10, 1, 1000.0, 1500.0), (40, 1, 1000.0, 1500.0),
+    (20, 2, 1000.0, 1500.0), (20, 4, 1000.0, 1500.0),
 )  # fmt: skip
 MELT_POOL_CASES = ((10, 1), (20, 1), (20, 2))  # the first two of these
-MELT_POOL_FRAMES = 101
+MELT_POOL_FRAMES = 81
 
 Frames = NDArray[Any]
 
@@ -63,9 +64,9 @@ class Recording:
         return [i for i in range((len(self.hr) - 1) * self.ratio) if i % self.ratio]
 
 
-def simulated(seed: int, size: int, ratio: int, quanta: float) -> Recording:
-    """One key frame's distance of random process ``seed``; an HR pixel has a quarter of a LR pixel's quanta."""
-    cameras = Cameras(SCALE, ratio, lr_quanta=quanta, hr_quanta=quanta / 4)
+def simulated(seed: int, size: int, ratio: int, lr_quanta: float, hr_quanta: float) -> Recording:
+    """One key frame's distance of random process ``seed``; quanta of the open beam per pixel of each camera."""
+    cameras = Cameras(SCALE, ratio, lr_quanta=lr_quanta, hr_quanta=hr_quanta)
     lr, hr, truth = cameras.record(random_process(seed, (size, size), ratio), ratio + 1, seed)
     return Recording(lr, hr, truth, ratio, cameras.white - cameras.black)
 
@@ -117,13 +118,13 @@ def figures(seen: Recording, frames: Iterator[Frames]) -> tuple[float, float, fl
 def simulated_table(model: xrk.Model, count: int, size: int, first: int) -> list[dict[str, Any]]:
     """Means over processes ``first ...`` for each of `CASES`."""
     rows = []
-    for ratio, separation, quanta in CASES:
+    for ratio, separation, *quanta in CASES:
         values: dict[str, list[tuple[float, float, float]]] = {}
         for seed in range(first, first + count):
-            seen = simulated(seed, size, ratio, quanta)
+            seen = simulated(seed, size, ratio, *quanta)
             for name, method in methods(model, ratio, separation).items():
                 values.setdefault(name, []).append(figures(seen, method(seen)))
-        case = {"ratio": ratio, "separation": separation, "quanta": quanta}
+        case = {"ratio": ratio, "separation": separation, "quanta": quanta}  # per LR pixel and per HR pixel
         rows += [_row(case, name, np.mean(found, 0)) for name, found in values.items()]
     return rows
 
@@ -139,12 +140,12 @@ def melt_pool_table(model: xrk.Model, wheel: Path) -> list[dict[str, Any]]:
 
 def _row(case: dict[str, Any], name: str, found: Any) -> dict[str, Any]:
     row = case | {"method": name} | dict(zip(("psnr", "ssim", "aad"), map(float, found), strict=True))
-    print(f"{_title(case):34} {name:28} {row['psnr']:6.2f} dB  {row['ssim']:.4f}  {row['aad']:6.2f}", flush=True)
+    print(f"{_title(case):43} {name:28} {row['psnr']:6.2f} dB  {row['ssim']:.4f}  {row['aad']:6.2f}", flush=True)
     return row
 
 
 def _title(case: dict[str, Any]) -> str:
-    quanta = "" if case["quanta"] is None else f", {case['quanta']:.0f} quanta"
+    quanta = "" if case["quanta"] is None else ", {:.0f} and {:.0f} quanta".format(*case["quanta"])
     return f"1 : {case['ratio']}, separation {case['separation']}{quanta}"
 
 
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     wheel, model = arguments.melt_pool, xrk.load(arguments.model)
     if arguments.picture:
-        seen = melt_pool(wheel, 10) if wheel else simulated(arguments.first, arguments.size, 20, 10000.0)
+        seen = melt_pool(wheel, 10) if wheel else simulated(arguments.first, arguments.size, 20, 4000.0, 1500.0)
         strip(arguments.picture, model, seen)
         return
     document: dict[str, Any] = {
