@@ -88,9 +88,9 @@ double finite(double value, const char* name) {
   return value;
 }
 
-py::tuple write_segments(int file, std::uint64_t position, std::uint64_t alignment, const py::object& pixels_,
-                         std::uint64_t first, const tiff::Geometry& geometry, int level, double scale, double offset,
-                         std::size_t threads) {
+py::tuple write_segments(tiff::Encoders& encoders, int file, std::uint64_t position, std::uint64_t alignment,
+                         const py::object& pixels_, std::uint64_t first, const tiff::Geometry& geometry, int level,
+                         double scale, double offset, std::size_t threads) {
   const py::array pixels = checked_rows(pixels_, geometry.width);
   const auto count = static_cast<std::uint64_t>(pixels.shape(0));
   if (first % geometry.segment_height != 0 || first >= geometry.height || count > geometry.height - first ||
@@ -112,7 +112,7 @@ py::tuple write_segments(int file, std::uint64_t position, std::uint64_t alignme
   {
     py::gil_scoped_release unlocked;
     try {
-      places = tiff::write_segments(file, position, alignment, geometry, level, rows, threads, misfits);
+      places = tiff::write_segments(encoders, file, position, alignment, geometry, level, rows, threads, misfits);
     } catch (const tiff::Failure& failure) {
       problem = failure.what();
     }
@@ -169,10 +169,13 @@ void bind_tiff_write(py::module_& m) {
       "tiff_can_encode",
       [](int compression) { return tiff::can_encode(static_cast<tiff::Compression>(compression)); },
       py::arg("compression"), "Whether there is an encoder for this number of the tag Compression.");
-  m.def("tiff_write_segments", &write_segments, py::arg("file"), py::arg("position"), py::arg("alignment"),
-        py::arg("pixels"), py::arg("first"), py::arg("geometry"), py::arg("level") = 1, py::arg("scale") = 1.0,
-        py::arg("offset") = 0.0, py::arg("threads") = 1,
+  py::class_<tiff::Encoders>(m, "TiffEncoders", "What tiff_write_segments keeps from one call to the next.")
+      .def(py::init());
+  m.def("tiff_write_segments", &write_segments, py::arg("encoders"), py::arg("file"), py::arg("position"),
+        py::arg("alignment"), py::arg("pixels"), py::arg("first"), py::arg("geometry"), py::arg("level") = 1,
+        py::arg("scale") = 1.0, py::arg("offset") = 0.0, py::arg("threads") = 1,
         "Encodes whole segments and writes them to a file one behind the other.\n\n"
+        "encoders: one TiffEncoders for all calls of a file.\n"
         "file: a descriptor, open for writing. position: where the first one goes; alignment: each begins at a multiple.\n"
         "pixels: (rows, width) of the file's dtype in the machine's byte order, or for integers float32 or float64, of\n"
         "which pixels * scale + offset is rounded half to even and limited to the dtype's range.\n"

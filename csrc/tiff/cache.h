@@ -120,6 +120,15 @@ class Cache {
     return block;
   }
 
+  // Whether there is a block under this key; if so, it is the last one asked for.
+  bool refresh(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = places_.find(key);
+    if (found == places_.end() || !found->second->block) return false;
+    kept_.splice(kept_.begin(), kept_, found->second);
+    return true;
+  }
+
   std::uint64_t budget() const { return budget_; }
 
   std::uint64_t bytes() const {

@@ -11,8 +11,8 @@
 #include <string>
 #include <utility>
 
-#include "../cpu/threads.h"
 #include "libraries.h"
+#include "pool.h"
 
 namespace xrk::tiff {
 namespace {
@@ -41,6 +41,8 @@ class Compressor {
   }
   Compressor(const Compressor&) = delete;
   Compressor& operator=(const Compressor&) = delete;
+
+  bool is(Compression compression, int level) const { return compression_ == compression && level_ == level; }
 
   void run(const unsigned char* data, std::size_t size, std::size_t row_bytes, std::vector<unsigned char>& out) {
     if (compression_ == Compression::none) {
@@ -81,13 +83,60 @@ class Compressor {
   void (*free_)(void*) = nullptr;
 };
 
+}  // namespace
+
+// --- what is kept ---------------------------------------------------------------------------------------------------------
+
+struct Encoders::Encoder {
+  Encoder(Compression compression, int level) : compressor(compression, level) {}
+
+  Compressor compressor;
+  std::vector<char> segment, line;
+};
+
+Encoders::Encoders() = default;
+Encoders::~Encoders() = default;
+
+std::unique_ptr<Encoders::Encoder> Encoders::take(Compression compression, int level) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (!encoders_.empty()) {
+      std::unique_ptr<Encoder> encoder = std::move(encoders_.back());
+      encoders_.pop_back();
+      if (encoder->compressor.is(compression, level)) return encoder;
+    }
+  }
+  return std::make_unique<Encoder>(compression, level);
+}
+
+void Encoders::give(std::unique_ptr<Encoder> encoder) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  encoders_.push_back(std::move(encoder));
+}
+
+std::vector<unsigned char> Encoders::take_buffer() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (buffers_.empty()) return {};
+  std::vector<unsigned char> buffer = std::move(buffers_.back());
+  buffers_.pop_back();
+  return buffer;
+}
+
+void Encoders::give_buffer(std::vector<unsigned char>&& buffer, std::size_t most) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (buffers_.size() < most) buffers_.push_back(std::move(buffer));
+}
+
+namespace {
+
 // --- segments -------------------------------------------------------------------------------------------------------------
 
-class Encoder {
+class SegmentEncoder {
  public:
-  Encoder(const Geometry& geometry, int level) : geometry_(geometry), compressor_(geometry.compression, level) {}
+  SegmentEncoder(const Geometry& geometry, Encoders::Encoder& kept)
+      : geometry_(geometry), compressor_(kept.compressor), segment_(kept.segment), line_(kept.line) {}
 
-  std::vector<unsigned char> encode(const Rows& rows, std::uint64_t segment) {
+  void encode(const Rows& rows, std::uint64_t segment, std::vector<unsigned char>& out) {
     const std::uint64_t across = geometry_.across();
     const std::uint64_t first = segment / across * geometry_.segment_height - rows.first;
     const std::uint64_t column = segment % across * geometry_.segment_width;
@@ -105,9 +154,7 @@ class Encoder {
     for (std::uint64_t row = inside; row < height; ++row) {
       std::memcpy(segment_.data() + row * line, segment_.data() + (inside - 1) * line, line);
     }
-    std::vector<unsigned char> out;
     compressor_.run(reinterpret_cast<const unsigned char*>(segment_.data()), segment_.size(), line, out);
-    return out;
   }
 
   Misfits misfits;
@@ -147,8 +194,8 @@ class Encoder {
   }
 
   const Geometry& geometry_;
-  Compressor compressor_;
-  std::vector<char> segment_, line_;
+  Compressor& compressor_;
+  std::vector<char>&segment_, &line_;
 };
 
 // --- the file ---------------------------------------------------------------------------------------------------------------
@@ -170,8 +217,16 @@ void write_all(int file, const void* data_, std::size_t size, std::uint64_t posi
 // The segments as they become ready, written in their order by whichever thread completes the next one.
 class Queue {
  public:
-  Queue(int file, std::uint64_t position, std::uint64_t alignment, std::size_t count)
-      : places(count), file_(file), position_(position), alignment_(alignment), ready_(count), done_(count, false) {}
+  Queue(int file, std::uint64_t position, std::uint64_t alignment, std::size_t count, Encoders& encoders,
+        std::size_t kept)
+      : places(count),
+        file_(file),
+        position_(position),
+        alignment_(alignment),
+        encoders_(encoders),
+        kept_(kept),
+        ready_(count),
+        done_(count, false) {}
 
   void put(std::size_t index, std::vector<unsigned char>&& bytes) {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -180,12 +235,13 @@ class Queue {
     if (writing_) return;
     writing_ = true;
     while (next_ < ready_.size() && done_[next_]) {
-      const std::vector<unsigned char> segment = std::move(ready_[next_]);
+      std::vector<unsigned char> segment = std::move(ready_[next_]);
       const std::uint64_t offset = divide_up(position_, alignment_) * alignment_;
       places[next_++] = {offset, segment.size()};
       position_ = offset + segment.size();
       lock.unlock();
       write_all(file_, segment.data(), segment.size(), offset);
+      encoders_.give_buffer(std::move(segment), kept_);
       lock.lock();
     }
     writing_ = false;
@@ -196,6 +252,8 @@ class Queue {
  private:
   int file_;
   std::uint64_t position_, alignment_;
+  Encoders& encoders_;
+  const std::size_t kept_;
   std::vector<std::vector<unsigned char>> ready_;
   std::vector<bool> done_;
   std::size_t next_ = 0;
@@ -242,21 +300,24 @@ bool can_encode(Compression compression) {
   return false;
 }
 
-std::vector<Place> write_segments(int file, std::uint64_t position, std::uint64_t alignment, const Geometry& geometry,
-                                  int level, const Rows& rows, std::size_t threads, Misfits& misfits) {
+std::vector<Place> write_segments(Encoders& encoders, int file, std::uint64_t position, std::uint64_t alignment,
+                                  const Geometry& geometry, int level, const Rows& rows, std::size_t threads,
+                                  Misfits& misfits) {
   const bool as_it_is = geometry.compression == Compression::none && !geometry.tiled && alignment == 1 &&
                         rows.pixels == Pixels::stored && geometry.order == machine_order &&
                         rows.stride == geometry.row_bytes();
   if (as_it_is) return write_as_it_is(file, position, geometry, rows);
   const std::uint64_t before = rows.first / geometry.segment_height * geometry.across();
   const std::size_t count = divide_up(rows.count, geometry.segment_height) * geometry.across();
-  Queue queue(file, position, alignment, count);
+  threads = std::max<std::size_t>(1, std::min(threads, count));
+  Queue queue(file, position, alignment, count, encoders, threads);
   std::size_t next = 0;
   std::exception_ptr problem;
   std::mutex mutex;
-  const auto work = [&](std::size_t) {
+  const auto work = [&] {
     try {
-      Encoder encoder(geometry, level);
+      std::unique_ptr<Encoders::Encoder> kept = encoders.take(geometry.compression, level);
+      SegmentEncoder encoder(geometry, *kept);
       for (;;) {
         std::size_t index;
         {
@@ -264,7 +325,8 @@ std::vector<Place> write_segments(int file, std::uint64_t position, std::uint64_
           if (problem != nullptr || misfits.not_numbers > 0 || next == count) break;
           index = next++;
         }
-        std::vector<unsigned char> bytes = encoder.encode(rows, before + index);
+        std::vector<unsigned char> bytes = encoders.take_buffer();
+        encoder.encode(rows, before + index, bytes);
         {
           const std::lock_guard<std::mutex> lock(mutex);
           misfits.limited += std::exchange(encoder.misfits.limited, 0);
@@ -272,12 +334,13 @@ std::vector<Place> write_segments(int file, std::uint64_t position, std::uint64_
         }
         queue.put(index, std::move(bytes));
       }
+      encoders.give(std::move(kept));
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex);
       if (problem == nullptr) problem = std::current_exception();
     }
   };
-  cpu::run_parts(std::max<std::size_t>(1, std::min(threads, count)), work);
+  share_work(threads, work);
   if (problem != nullptr) std::rethrow_exception(problem);
   return queue.places;
 }

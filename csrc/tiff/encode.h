@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "format.h"
@@ -41,13 +43,36 @@ struct Place {
   std::uint64_t offset, bytes;
 };
 
+// What encoding needs and would take long to make anew for each call: compressors, and memory that was touched before.
+class Encoders {
+ public:
+  struct Encoder;
+
+  Encoders();
+  ~Encoders();
+
+  // One for these segments; `give` takes it back.
+  std::unique_ptr<Encoder> take(Compression compression, int level);
+  void give(std::unique_ptr<Encoder> encoder);
+
+  // Memory for a compressed segment. No more than `most` of them are kept.
+  std::vector<unsigned char> take_buffer();
+  void give_buffer(std::vector<unsigned char>&& buffer, std::size_t most);
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Encoder>> encoders_;
+  std::vector<std::vector<unsigned char>> buffers_;
+};
+
 // Encodes the segments that `rows` covers (whole segments: `first` is a multiple of their height, and the end another
 // one or the image's) on at most `threads` threads, and writes them one behind the other from `position` on, in their
 // order whatever the number of threads, each at a multiple of `alignment`. level: of deflate and zstd. Returns where
 // they lie. Where misfits.not_numbers is not 0 at the end, segments are missing.
 //
 // Throws Failure; what was written by then is unspecified.
-std::vector<Place> write_segments(int file, std::uint64_t position, std::uint64_t alignment, const Geometry& geometry,
-                                  int level, const Rows& rows, std::size_t threads, Misfits& misfits);
+std::vector<Place> write_segments(Encoders& encoders, int file, std::uint64_t position, std::uint64_t alignment,
+                                  const Geometry& geometry, int level, const Rows& rows, std::size_t threads,
+                                  Misfits& misfits);
 
 }  // namespace xrk::tiff

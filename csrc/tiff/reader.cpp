@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/threads.h"
+#include "pool.h"
 
 namespace xrk::tiff {
 namespace {
@@ -154,7 +155,7 @@ void Reader::run_jobs(std::uint64_t count, std::size_t threads, const Job& job) 
   std::mutex guard;
   std::exception_ptr thrown;
   std::uint64_t thrown_at = count;
-  const auto run = [&](std::size_t) {
+  const auto run = [&] {
     std::uint64_t i = 0;
     try {
       std::unique_ptr<Worker> worker = take_worker();
@@ -172,7 +173,7 @@ void Reader::run_jobs(std::uint64_t count, std::size_t threads, const Job& job) 
       }
     }
   };
-  cpu::run_parts(static_cast<std::size_t>(std::max<std::uint64_t>(1, std::min<std::uint64_t>(threads, count))), run);
+  share_work(static_cast<std::size_t>(std::min<std::uint64_t>(threads, count)), run);
   if (thrown) std::rethrow_exception(thrown);
 }
 
@@ -317,11 +318,24 @@ void Reader::for_blocks(std::uint64_t frame, const Area& area, std::size_t threa
     return row / g.segment_height * each + row % g.segment_height / height;
   };
   const std::uint64_t top = place_of(area.top), down = place_of(area.bottom - 1) - top + 1;
+  const auto index_of = [&](std::uint64_t i) { return (top + i / across) / each * g.across() + first + i % across; };
   // Parts of one segment come one after the other, whoever asks for them.
-  run_jobs(across * down, each > 1 ? 1 : threads, [&](std::uint64_t i, Worker& worker) {
+  if (each > 1) threads = 1;
+  // What is decoded already comes last: it fills the time of the threads that are done before the others.
+  std::vector<std::uint64_t> order;
+  const bool all_fit = checked_multiply(across * down, g.decoded_bytes(0) + decoder_slack) <= cache_.budget();
+  if (threads > 1 && all_fit) {
+    order.resize(across * down);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_partition(order.begin(), order.end(), [&](std::uint64_t i) {
+      return !cache_.refresh({frame, index_of(i), 0});
+    });
+  }
+  run_jobs(across * down, threads, [&](std::uint64_t i, Worker& worker) {
+    if (!order.empty()) i = order[i];
     const std::uint64_t y = (top + i / across) / each, part = (top + i / across) % each, x = first + i % across;
     use(y * g.segment_height + part * height, x * g.segment_width, std::min(height, g.segment_height - part * height),
-        block(frame, *segments, y * g.across() + x, part, worker));
+        block(frame, *segments, index_of(i), part, worker));
   });
 }
 

@@ -34,7 +34,7 @@ LARGEST = 8192  # bytes of an input
 CODECS = ["tiff/codecs.cpp", "tiff/stream.cpp", "tiff/input.cpp", "tiff/libraries.cpp"]
 SOURCES = {
     "reader": [
-        *[*CODECS, "tiff/reader.cpp", "tiff/directory.cpp", "tiff/rows.cpp", "tiff/rows_baseline.cpp"],
+        *[*CODECS, "tiff/reader.cpp", "tiff/directory.cpp", "tiff/pool.cpp", "tiff/rows.cpp", "tiff/rows_baseline.cpp"],
         *["cpu/dispatch.cpp", "cpu/pixels_baseline.cpp"],
     ],
     "lzw": [*CODECS, "tiff/encode_lzw.cpp"],

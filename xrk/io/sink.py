@@ -59,6 +59,7 @@ class Sink:
         self._order, self._level = order, level
         self._frames = shape[0] if len(shape) == 3 else 1
         self._threads = threads or min(8, _processors())
+        self._encoders = None if _native is None else _native.TiffEncoders()
         self._entries = list(like.imagej) if like is not None else []
         # ImageJ's large stacks: one page, and all frames behind it. Its one offset is all that 32 bits must hold.
         self._contiguous = bool(like is not None and like.contiguous) and _layout(pages[0], shape, dtype)[0].raw_strips
@@ -268,8 +269,9 @@ class Sink:
         if segments.can_encode(layout.compression):
             geometry = self._geometry(layout, len(pixels), layout.rows)
             offsets, counts, limited, absent = _native.tiff_write_segments(
-                self._file.fileno(), self._end, 2, pixels, 0, geometry, self._level, scale, offset, self._threads
-            )
+                self._encoders, self._file.fileno(), self._end, 2, pixels, 0, geometry, self._level, scale, offset,
+                self._threads,
+            )  # fmt: skip
             self._check_numbers(absent)
         else:
             if pixels.dtype != self.dtype:
@@ -295,7 +297,7 @@ class Sink:
             return limited
         geometry = self._geometry(layout, len(pixels), max(1, BAND // layout.row_bytes))
         _, _, limited, absent = _native.tiff_write_segments(
-            self._file.fileno(), position, 1, pixels, 0, geometry, 1, scale, offset, self._threads
+            self._encoders, self._file.fileno(), position, 1, pixels, 0, geometry, 1, scale, offset, self._threads
         )
         self._check_numbers(absent)
         return limited
