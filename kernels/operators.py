@@ -4,6 +4,7 @@ They are what `torch.library.custom_op` makes, but for one thing: the first call
 150 MiB and some seconds that a process without torch.compile has no use for.
 """
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -38,7 +39,13 @@ class Operator:
         @functools.wraps(function)
         def run(*args: Any) -> Any:
             # Where the compiler is loaded, it shall not look into the operator.
-            return _uncompiled(function)(*args) if "torch._dynamo" in sys.modules else function(*args)
+            body = _uncompiled(function) if "torch._dynamo" in sys.modules else function
+            # Autocast would take torch's products in it to 16 bits, against the dtypes of its arguments.
+            lowered = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+            with contextlib.ExitStack() as stack:
+                for kind in lowered:
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+                return body(*args)
 
         torch.library.impl(name, "default", run)
         if forward_only:

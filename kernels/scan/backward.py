@@ -83,7 +83,8 @@ def _selective_scan_2d_backward(out_grad, x, *weights):
     states = a_logs.shape[1]
     a_logs = a_logs.reshape(4, channels, states)
     grads = [torch.empty_like(w) for w in (projections, dt_weights, dt_biases, a_logs)]
-    x, out_grad, skip = x.to(dtype), out_grad.to(dtype), skips.reshape(4, channels).sum(0)
+    x, out_grad = (t.to(dtype).contiguous() for t in (x, out_grad))
+    skip = skips.reshape(4, channels).sum(0)
     skip_grad = (out_grad * x).sum((0, 1, 2)).repeat(4)
     x_grad = out_grad * skip
     for columns in (False, True):

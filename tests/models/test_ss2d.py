@@ -250,3 +250,15 @@ def test_half_precision_leaves_the_scans_weights_in_float32():
     assert {name for name, tensor in module.state_dict().items() if tensor.dtype == torch.float32} == scans
     assert {tensor.dtype for tensor in module.double().state_dict().values()} == {torch.float64}
     assert {tensor.dtype for tensor in module.bfloat16().float().state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("order", [None, torch.arange(11, -1, -1).expand(4, 12)])
+def test_under_autocast_the_scans_stay_exact(order):
+    torch.manual_seed(0)
+    module, x = SS2D(8, 2), torch.randn(1, 3, 4, 8)
+    expected = module(x, order)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x, order)
+        y.sum().backward()
+    assert float((y.float() - expected).detach().abs().max()) < 0.02 * float(expected.detach().abs().max())
+    assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in module.parameters())

@@ -149,22 +149,24 @@ class SS2D(nn.Module):
         u = x.reshape(batch, height * width, channels)
         rank, states = self.dt_projs_weight.shape[-1], self.A_logs.shape[1]
         y = torch.zeros_like(u)
-        for k in range(order.shape[-2]):
-            of_k = slice(k * channels, (k + 1) * channels)
-            low, b, c = F.linear(u, self.x_proj_weight[k].to(dtype)).split([rank, states, states], -1)
-            dt = F.linear(low, self.dt_projs_weight[k].to(dtype))
-            along = selective_scan(
-                u.transpose(1, 2),
-                dt.transpose(1, 2),
-                -torch.exp(self.A_logs[of_k].to(dtype)),
-                b.transpose(1, 2),
-                c.transpose(1, 2),
-                self.Ds[of_k].to(dtype),
-                delta_bias=self.dt_projs_bias[k].to(dtype),
-                delta_softplus=True,
-                order=order[..., k, :],
-            )
-            y = y + along.transpose(1, 2)
+        # Autocast would hand the scan 16-bit steps.
+        with torch.autocast(x.device.type, enabled=False):
+            for k in range(order.shape[-2]):
+                of_k = slice(k * channels, (k + 1) * channels)
+                low, b, c = F.linear(u, self.x_proj_weight[k].to(dtype)).split([rank, states, states], -1)
+                dt = F.linear(low, self.dt_projs_weight[k].to(dtype))
+                along = selective_scan(
+                    u.transpose(1, 2),
+                    dt.transpose(1, 2),
+                    -torch.exp(self.A_logs[of_k].to(dtype)),
+                    b.transpose(1, 2),
+                    c.transpose(1, 2),
+                    self.Ds[of_k].to(dtype),
+                    delta_bias=self.dt_projs_bias[k].to(dtype),
+                    delta_softplus=True,
+                    order=order[..., k, :],
+                )
+                y = y + along.transpose(1, 2)
         return y.reshape(x.shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SS2D":

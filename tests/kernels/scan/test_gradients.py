@@ -121,6 +121,24 @@ def test_they_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(scan, tuple(sequence.values()))
 
 
+def test_strides_do_not_matter():
+    inputs = image_inputs(1, 5, 4, 6, 3)
+    expected = gradients(lambda *t: kernels.selective_scan_2d(*t).permute(0, 3, 1, 2).contiguous(), inputs)
+    permuted = gradients(lambda *t: kernels.selective_scan_2d(*t).permute(0, 3, 1, 2), inputs)
+    close(permuted, expected, 1e-12)
+    inputs[0] = inputs[0].transpose(1, 2).contiguous()
+    strided = gradients(lambda x, *t: kernels.selective_scan_2d(x.transpose(1, 2), *t).permute(0, 3, 1, 2), inputs)
+    close([strided[0].transpose(1, 2), *strided[1:]], expected, 1e-12)
+
+
+def test_autocast_leaves_them_in_the_dtype_of_their_inputs():
+    inputs = [t.float() for t in image_inputs(1, 5, 4, 6, 3)]
+    expected = gradients(kernels.selective_scan_2d, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(kernels.selective_scan_2d, inputs)
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
 def test_the_slow_path_gives_the_same(monkeypatch):
     inputs = image_inputs(2, 3, 5, 4, 3)
     expected = gradients(kernels.selective_scan_2d, inputs)
