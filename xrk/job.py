@@ -112,6 +112,12 @@ def _model(model: Any) -> loading.Model:
             f"{model.card.name} magnifies {model.card.output_scale:g} times, and an enhanced frame keeps its size; "
             "call the network itself, xrk.load(path).module."
         )
+    channels = model.card.config.get("in_channels", 1)
+    if channels != 1:
+        raise InputError(
+            f"{model.card.name} takes images of {channels} channels, and a radiograph has one; call the network "
+            "itself, xrk.load(path).module."
+        )
     if any(part.training for part in model.module.modules()):
         raise InputError(f"The module of {model.card.name} is in training mode; call .eval() on it first.")
     dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point()}

@@ -172,10 +172,22 @@ def test_a_card_may_name_another_expansion_of_the_same_sizes_only(tmp_path, netw
         with_card(3.0)
 
 
-def test_colour_networks_are_refused(tmp_path):
-    state = MambaIR(3, width=4, depths=(1,)).state_dict()
-    with pytest.raises(CheckpointError, match="This mambair turns 3 channels into 3"):
-        assemble(*read_state(saved(tmp_path / "net.pth", state)))
+@pytest.mark.parametrize("network", [MambaIR(3, width=4, depths=(1,)), LXIENet(3, width=4, depths=(1, 1))])
+def test_colour_networks_load_but_take_no_radiograph(network, tmp_path):
+    path = saved(tmp_path / "net.pth", {"params": network.state_dict()})
+    model, x = xrk.load(path), torch.rand(1, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.module(x), network.eval()(x))
+    with pytest.raises(InputError, match="net takes images of 3 channels, and a radiograph has one"):
+        model.enhance(np.zeros((8, 8), np.uint16))
+
+
+def test_a_level_without_a_block_is_missed_by_name(tmp_path):
+    state = LXIENet(width=4, depths=(1, 1), refinement=1).state_dict()
+    for missing in ("latent.", "encoder_level1.", "decoder_level1."):
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(missing)}
+        with pytest.raises(CheckpointError, match=missing):
+            assemble(*read_state(saved(tmp_path / "net.pth", kept)))
 
 
 def test_recognising_loads_no_compiler(tmp_path, network):

@@ -49,6 +49,7 @@ class Format:
         rename: this project's name of a tensor -> the network's own.
         reshape: the network's own name of a tensor and its shape in the file -> its shape in the network, where a
             project stores the same numbers in another shape.
+        colour: whether files for several channels load too, though no radiograph goes through them.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Format:
     conventions: Callable[[dict[str, Any]], dict[str, Any]]
     rename: Callable[[str], str] = str
     reshape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda name, shape: shape
+    colour: bool = False
 
 
 @dataclass(frozen=True)

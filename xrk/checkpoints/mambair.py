@@ -54,4 +54,4 @@ def _conventions(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-FORMAT = Format("MambaIR", "mambair", _configuration, _conventions, rename, reshape)
+FORMAT = Format("MambaIR", "mambair", _configuration, _conventions, rename, reshape, colour=True)

@@ -36,7 +36,8 @@ def _configuration(shapes: Shapes) -> dict[str, Any]:
     return {
         "in_channels": in_channels,
         "width": width,
-        "depths": [*(max(count(shapes, e), count(shapes, d)) for e, d in beside), count(shapes, "latent.")],
+        # At least one block each: where a file has none, loading names what it lacks.
+        "depths": [*(max(count(shapes, e), count(shapes, d), 1) for e, d in beside), max(count(shapes, "latent."), 1)],
         "refinement": count(shapes, "refinement."),
         "expand": expansion(shapes, {prefix: times * width for prefix, times in multiples.items()}, 1.5),
         "d_state": states(shapes, 16),
@@ -82,4 +83,6 @@ def _conventions(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-FORMAT = Format("MambaIRUNet, or xrk's lxie-net", "lxie-net", _configuration, _conventions, rename, reshape)
+FORMAT = Format(
+    "MambaIRUNet, or xrk's lxie-net", "lxie-net", _configuration, _conventions, rename, reshape, colour=True
+)

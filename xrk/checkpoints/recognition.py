@@ -115,7 +115,7 @@ def assemble(
 def _require_grey(fit: Fit) -> None:
     inputs = fit.config["in_channels"]
     outputs = fit.config.get("out_channels", inputs)  # a network that adds to its input has as many
-    if (inputs, outputs) != (1, 1):
+    if (inputs, outputs) != (1, 1) and not fit.format.colour:
         raise CheckpointError(
             f"This {fit.format.architecture} turns {inputs} channels into {outputs}; "
             "xrk enhances radiographs and needs a network with one channel in and one out."
