@@ -9,13 +9,15 @@ from xrk.cli import IMAGE_SUFFIXES
 
 __all__ = ["add"]
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".hdf5", ".h5")
 
 
 def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds the verb and its arguments; ``verb`` as in `xrk.cli`."""
     inspect = verb("inspect", _run, "say what an image or a checkpoint is, and what of it does not fit")
-    inspect.add_argument("file", metavar="FILE", help="a TIFF image, or a checkpoint (.pth, .pt, .ckpt, .safetensors)")
+    inspect.add_argument(
+        "file", metavar="FILE", help="a TIFF image, or a checkpoint (.pth, .pt, .ckpt, .safetensors, .hdf5)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -39,11 +41,11 @@ def _kind(path: str) -> str:
             head = file.read(9)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") or path.lower().endswith(IMAGE_SUFFIXES):
         return "image"
-    torch_or_safetensors = head.startswith((b"PK\x03\x04", b"\x80")) or head[8:9] == b"{"
-    if torch_or_safetensors or path.lower().endswith(CHECKPOINT_SUFFIXES):
+    known = head.startswith((b"PK\x03\x04", b"\x80", b"\x89HDF\r\n")) or head[8:9] == b"{"
+    if known or path.lower().endswith(CHECKPOINT_SUFFIXES):
         return "checkpoint"
     if os.path.isfile(path):
-        raise ImageFileError(f"{path} is neither a TIFF image nor a checkpoint of torch or safetensors.")
+        raise ImageFileError(f"{path} is neither a TIFF image nor a checkpoint of torch, safetensors or Keras.")
     return "image"
 
 

@@ -238,9 +238,11 @@ def _smallest_step(values: np.ndarray, dtype: np.dtype) -> float:
     values = values.ravel()
     values = np.unique(values[:: max(1, values.size // 200_000)])
     # Differences of floats below their spacing are rounding of the arithmetic that made them.
-    largest = np.abs(values).max().astype(dtype)
-    # The one below the largest: there is no next one above the largest of all floats.
-    smallest = 1.0 if dtype.kind in "iu" else max(float(np.spacing(np.nextafter(largest, dtype.type(0)))), _TINY)
+    smallest = 1.0
+    if dtype.kind == "f":
+        # The one below the largest: there is no next one above the largest of all floats.
+        below = np.nextafter(np.abs(values).max().astype(dtype), dtype.type(0))
+        smallest = max(float(np.spacing(below)), _TINY)
     steps = np.diff(values)
     steps = steps[steps >= smallest]
     return float(steps.min()) if steps.size else smallest
