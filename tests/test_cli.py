@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,14 +176,51 @@ def test_wrong_input(tmp_path, capsys, source, model):
     assert "reversed" in refusal(capsys, "enhance", source, out, *options, "--levels", "4095", "0")
     assert "gain" in refusal(capsys, "enhance", source, out, *options, "--noise", "0,0,0")
     assert "memory" in refusal(capsys, "enhance", source, out, *options, "--memory", "much")
-    assert "overwrite an input" in refusal(capsys, "enhance", source, source, *options)
-    assert "overwrite an input" in refusal(capsys, "enhance", tmp_path, tmp_path, *options)
-    assert "overwrite an image" in refusal(capsys, "enhance", source, out, *options, "--report", source)
+    assert "pictures are PNG" in refusal(capsys, "enhance", source, out, *options, "--preview", tmp_path / "p.jpg")
     assert "is a file" in refusal(capsys, "enhance", source, tmp_path / "text.tif", tmp_path / "text.tif", *options)
     (tmp_path / "folder" / "in.tif").write_bytes(source.read_bytes())
     clash = refusal(capsys, "enhance", source, tmp_path / "folder" / "in.tif", tmp_path / "new", *options)
     assert "Two inputs are named in.tif" in clash
     assert not out.exists() and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "file", "words"),
+    [
+        (None, "in.tif", "the input"),
+        *((option, "in.tif", "the input") for option in ("--preview", "--uncertainty", "--report")),
+        *((None, name, words) for name, words in (("d.tif", "the dark frame"), ("hard.tif", "the dark frame"))),
+        *((option, "link.tif", "the flat field") for option in ("--preview", "--uncertainty", "--report")),
+        ("--report", "m.tif", "the mask"),
+        ("--preview", "b.tif", "the map of bad pixels"),
+        ("--report", "dncnn.safetensors", "the model"),
+    ],
+)
+def test_no_input_is_overwritten(tmp_path, capsys, frame, source, model, output, file, words):
+    for name in ("d.tif", "f.tif", "m.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, frame)
+    (tmp_path / "dncnn.safetensors").write_bytes(Path(model).read_bytes())
+    (tmp_path / "link.tif").symlink_to("f.tif")
+    os.link(tmp_path / "d.tif", tmp_path / "hard.tif")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    out = file if output is None else "out.tif"
+    options = [] if output is None else [output, tmp_path / file]
+    for option, name in (("--dark", "d.tif"), ("--flat", "f.tif"), ("--mask", "m.tif"), ("--badpixels", "b.tif")):
+        options += [option, tmp_path / name]
+    told = refusal(capsys, "enhance", source, tmp_path / out, "--model", tmp_path / "dncnn.safetensors", *options)
+    assert f"{file} would overwrite {words}" in told
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_no_output_is_overwritten_by_another(tmp_path, capsys, frame, model):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / "raw" / name, frame)
+    options = ["--model", model, "--report", tmp_path / "out" / "b.tif"]
+    told = refusal(capsys, "enhance", tmp_path / "raw", tmp_path / "out", *options)
+    assert "The output and the report would both be written to" in told and names(tmp_path / "out") == []
+    assert "overwrite the input" in refusal(capsys, "enhance", tmp_path / "raw", tmp_path / "raw", "--model", model)
 
 
 def test_wrong_usage(capsys):

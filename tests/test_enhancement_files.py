@@ -169,8 +169,14 @@ def test_what_the_output_does_not_carry_over_is_said(tmp_path, frame):
         ({"dst": "absent/out.tif"}, ImageFileError, "absent"),
         ({"dst": "out.png"}, ImageFileError, r"out\.png"),
         ({"preview": "absent/out.png"}, ImageFileError, "absent"),
-        ({"preview": "out.tif"}, InputError, r"preview .*out\.tif is the image file itself"),
-        ({"preview": "in.tif"}, InputError, r"preview .*in\.tif is the image file itself"),
+        ({"preview": "out.tif"}, InputError, r"output and the preview would both be written to .*out\.tif"),
+        ({"preview": "in.tif"}, InputError, r"preview .*in\.tif would overwrite the input"),
+        ({"preview": "out.jpg"}, ImageFileError, r"out\.jpg cannot be written: pictures are PNG"),
+        ({"dark": "dark.tif", "dst": "dark.tif"}, InputError, "output .* would overwrite the dark frame"),
+        ({"dark": "dark.tif", "uncertainty": "dark.tif"}, InputError, "uncertainty .* would overwrite the dark frame"),
+        ({"flat": "dark.tif", "preview": "dark.tif"}, InputError, "preview .* would overwrite the flat field"),
+        ({"mask": "dark.tif", "dst": "dark.tif"}, InputError, "output .* would overwrite the mask"),
+        ({"badpixels": "dark.tif", "dst": "dark.tif"}, InputError, "output .* would overwrite the map of bad pixels"),
         ({"model": "nothing-like-it"}, ModelNotFoundError, "nothing-like-it"),
         ({"levels": (9, 1)}, InputError, "reversed"),
         ({"mask": "absent.tif"}, ImageFileError, r"absent\.tif"),
@@ -188,11 +194,12 @@ def test_errors_come_before_anything_is_written(tmp_path, source, changes, error
     (tmp_path / "text.tif").write_text("no image at all")
     (tmp_path / "cut.tif").write_bytes(source.read_bytes()[:1000])
     tifffile.imwrite(tmp_path / "small.tif", np.ones((3, 4), np.uint8))
+    tifffile.imwrite(tmp_path / "dark.tif", np.ones((40, 50), np.uint16))
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     call = {"src": "in.tif", "dst": "out.tif", "model": _model()}
     for name, value in changes.items():
         call[name] = value
-    for name in ("src", "dst", "preview", "mask", "dark", "flat"):
+    for name in ("src", "dst", "preview", "mask", "dark", "flat", "badpixels", "uncertainty"):
         if isinstance(call.get(name), str):
             call[name] = tmp_path / call[name]
     with pytest.raises(error, match=message) as caught:

@@ -274,12 +274,3 @@ def sources(inputs: list[str]) -> list[Path]:
         else:
             files.append(Path(name))
     return files
-
-
-def check_report(path: str, others: list[Path]) -> None:
-    from xrk import io
-    from xrk.errors import InputError
-
-    target = io.check_target(path)
-    if any(target == other.resolve() for other in others):
-        raise InputError(f"The report {path} would overwrite an image; choose another name.")

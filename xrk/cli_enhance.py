@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from xrk.cli import check_report, complain, is_refusal, noise, sources
+from xrk.cli import complain, is_refusal, noise, sources
 
 __all__ = ["add"]
 
@@ -81,7 +81,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from xrk import errors, io
 
     if arguments.report is not None:
-        check_report(arguments.report, [path for job in jobs for path in job])
+        io.check_target(arguments.report)
+    previews = [_beside(arguments.preview, f"{target.name}.png", many) for _, target in jobs]
+    uncertainties = [_beside(arguments.uncertainty, target.name, many) for _, target in jobs]
+    outputs = {"output": [target for _, target in jobs], "preview": previews, "uncertainty": uncertainties}
+    inputs = {"input": [source for source, _ in jobs], "dark frame": arguments.dark, "flat field": arguments.flat}
+    inputs |= {"map of bad pixels": arguments.badpixels, "mask": arguments.mask, "model": arguments.model}
+    io.check_apart({**outputs, "report": arguments.report}, inputs)
     model = xrk.load(arguments.model)
     noise = xrk.NoiseModel(*arguments.noise) if isinstance(arguments.noise, tuple) else arguments.noise
     for reference in (arguments.dark, arguments.flat, arguments.badpixels, arguments.mask):
@@ -95,13 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
     told: list[dict[str, Any]] = []
     failed = 0
     progress = _Progress([source for source, _ in jobs], arguments.quiet)
-    for source, target in jobs:
-        preview = arguments.preview
-        if many and preview is not None:
-            preview = Path(preview) / f"{target.name}.png"
-        uncertainty = arguments.uncertainty
-        if many and uncertainty is not None:
-            uncertainty = Path(uncertainty) / target.name
+    for (source, target), preview, uncertainty in zip(jobs, previews, uncertainties, strict=True):
         entry: dict[str, Any] = {"input": str(source), "output": str(target)}
         told.append(entry)
         try:
@@ -148,9 +148,12 @@ def _jobs(paths: list[str]) -> tuple[list[tuple[Path, Path]], bool]:
     for index, target in enumerate(targets):
         if target in targets[:index]:
             raise InputError(f"Two inputs are named {target.name}, and both would be written to {target}.")
-        if any(os.path.exists(target) and os.path.exists(source) and target.samefile(source) for source in files):
-            raise InputError(f"{target} would overwrite an input; choose another name or folder for the output.")
     return list(zip(files, targets, strict=True)), many
+
+
+def _beside(given: str | None, name: str, many: bool) -> str | Path | None:
+    """Where one file's preview or map goes: of several inputs, under this name into the folder that was given."""
+    return given if given is None or not many else Path(given) / name
 
 
 def _make_folder(path: str) -> None:

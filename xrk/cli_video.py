@@ -5,9 +5,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from xrk.cli import check_report, noise
+from xrk.cli import noise
 
 __all__ = ["add"]
 
@@ -58,8 +57,10 @@ def _run(arguments: argparse.Namespace) -> int:
     import xrk
 
     if arguments.report is not None:
-        files = [Path(path.partition("::")[0]) for path in (arguments.lr, arguments.hr, arguments.out)]
-        check_report(arguments.report, files)
+        xrk.io.check_target(arguments.report)
+        videos = [path.partition("::")[0] for path in (arguments.lr, arguments.hr)]
+        outputs = {"report": arguments.report, "video": arguments.out}
+        xrk.io.check_apart(outputs, {"input": videos, "model": arguments.model})
     given = xrk.NoiseModel(*arguments.noise) if isinstance(arguments.noise, tuple) else arguments.noise
     names = ("model", "scale", "ratio", "separation", "levels", "hr_levels", "compat", "device", "memory")
     with _frame_bar(arguments.quiet) as advance:

@@ -146,7 +146,7 @@ def enhance_file(
 
     Args:
         src: the file; its pages are a stack.
-        dst: the file to write, whole or not at all; it may be ``src``.
+        dst: the file to write, whole or not at all; it may be ``src``. No other file that is read can be written to.
         model, levels, noise, device, runtime, compat: as for `enhance`; levels that the file states are used if none
             are given.
         memory: as for `enhance`; what reading and writing hold is part of it.
@@ -173,13 +173,11 @@ def enhance_file(
     for name, path in {"src": src, "dst": dst, **beside}.items():
         if not _is_path(path):
             raise InputTypeError(f"{name} is a {type(path).__name__}; expected a path (an array goes to xrk.enhance).")
-    taken = [os.path.realpath(src), os.path.realpath(dst)]
+    io.check_apart(beside, {"input": src})
+    references = {"dark frame": dark, "flat field": flat, "map of bad pixels": badpixels, "mask": mask, "model": model}
+    io.check_apart({"output": dst, **beside}, references)
     for name, path in beside.items():
-        (io.check_target if name == "preview" else io.check_writable)(path)
-        if os.path.realpath(path) in taken:
-            what = "the image file itself" if os.path.realpath(path) in taken[:2] else "another output"
-            raise InputError(f"The {name} {os.fspath(path)} is {what}; expected a name of its own.")
-        taken.append(os.path.realpath(path))
+        (picture.check_png if name == "preview" else io.check_writable)(path)
     with io.open(src, cache=READ_CACHE) as source:
         io.check_writable(dst, source)
         stated = source.metadata.levels

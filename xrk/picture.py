@@ -10,19 +10,29 @@ import textwrap
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from xrk.errors import InputError
-from xrk.io.atomic import atomic_file
+from xrk.errors import ImageFileError, InputError
+from xrk.io.atomic import atomic_file, check_target
 
-__all__ = ["encode_png", "panel_png", "preview_png", "strip_png"]
+__all__ = ["check_png", "encode_png", "panel_png", "preview_png", "strip_png"]
+
+OTHER_SUFFIXES = {".jpg", ".jpeg", ".jp2", ".gif", ".bmp", ".webp", ".svg", ".pdf", ".tif", ".tiff"}
 
 WIDTH = 1600  # of a picture, at most
 MARGIN, GAP = 24, 16
 BACKGROUND, TEXT, FAINT, ACCENT = (22, 23, 26), (232, 232, 230), (150, 152, 156), (255, 176, 46)
 CURVES = ((150, 152, 156), (255, 176, 46), (90, 190, 255))
 Region = tuple[int, int, int, int]  # row, column, rows, columns
+
+
+def check_png(path: str | os.PathLike) -> None:
+    """Whether a picture can be written at ``path``: ImageFileError, also where the name is that of another format."""
+    if Path(path).suffix.lower() in OTHER_SUFFIXES:
+        raise ImageFileError(f"{path} cannot be written: pictures are PNG; give the file a name that ends in .png.")
+    check_target(path)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

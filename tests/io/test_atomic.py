@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xrk import io
-from xrk.errors import ImageFileError
+from xrk.errors import ImageFileError, InputError
 
 
 def names(folder):
@@ -123,3 +123,22 @@ def test_a_folder_without_permission(tmp_path):
     with pytest.raises(ImageFileError, match="no permission"):
         io.check_writable(tmp_path / "out.tif")
     tmp_path.chmod(0o700)
+
+
+def test_files_are_told_apart_however_they_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.tif").write_bytes(b"a")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there").symlink_to("folder")
+    (tmp_path / "link.tif").symlink_to("a.tif")
+    os.link("a.tif", "hard.tif")
+    for name in ("a.tif", "folder/../a.tif", tmp_path / "a.tif", "link.tif", "hard.tif"):
+        with pytest.raises(InputError, match=r"The result .* would overwrite the frame; choose another name\."):
+            io.check_apart({"picture": None, "result": name}, {"frame": ["absent.tif", "a.tif"]})
+    with pytest.raises(InputError, match="The result and the picture would both be written to"):
+        io.check_apart({"result": "folder/b.tif", "picture": "there/b.tif"}, {})
+    several = {"result": ["b.tif", "B.tif", "absent.tif"], "picture": "b.png"}
+    io.check_apart(several, {"frame": "absent.tif", "mask": np.zeros((2, 2)), "flat": "a.tif"})
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(InputError, match="would both be written to"):
+        io.check_apart(several, {})

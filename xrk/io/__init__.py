@@ -1,7 +1,7 @@
 """Image files, TIFF: `open` reads window by window, `create` writes row by row; `read` and `write` do all at once."""
 
 from xrk.errors import ImageFileError
-from xrk.io.atomic import atomic_file, check_target
+from xrk.io.atomic import atomic_file, check_apart, check_target
 from xrk.io.image import Image, Metadata, Page
 from xrk.io.sink import Sink
 from xrk.io.source import Source, open, read
@@ -16,6 +16,7 @@ __all__ = [
     "Sink",
     "Source",
     "atomic_file",
+    "check_apart",
     "check_target",
     "check_writable",
     "create",

@@ -2,14 +2,15 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from xrk.errors import ImageFileError
+from xrk.errors import ImageFileError, InputError
 
-__all__ = ["atomic_file", "check_target"]
+__all__ = ["atomic_file", "check_apart", "check_target"]
 
 
 def check_target(path: str | os.PathLike) -> Path:
@@ -27,6 +28,46 @@ def check_target(path: str | os.PathLike) -> Path:
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ImageFileError(f"{path} cannot be written: no permission to write in the folder {target.parent}.")
     return target
+
+
+def check_apart(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Whether every file to be written is another than all that are read, and than all others to be written.
+
+    outputs, inputs: what each file is called in the message, and its path, or a list of paths. What is not a path
+    (None, an array) is passed over, and so are inputs that are not there. It does not matter how a file is named: by
+    a link, a hard link, or in capitals where the system does not mind.
+
+    Raises InputError.
+    """
+    read: dict[Any, str] = {}
+    for name, path in _paths(inputs):
+        if os.path.exists(path):
+            read.setdefault(_identity(path), name)
+    written: dict[Any, str] = {}
+    for name, path in _paths(outputs):
+        file = _identity(path)
+        if file in read:
+            raise InputError(f"The {name} {path} would overwrite the {read[file]}; choose another name.")
+        if file in written:
+            raise InputError(f"The {written[file]} and the {name} would both be written to {path}; name another file.")
+        written[file] = name
+
+
+def _paths(files: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in files.items():
+        for path in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(path, str | os.PathLike):
+                yield name, os.fspath(path)
+
+
+def _identity(path: str) -> Any:
+    """Equal for two names of one file, whether it is there already or not."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        real = os.path.realpath(path)
+        return real.casefold() if sys.platform in ("win32", "darwin") else real
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
