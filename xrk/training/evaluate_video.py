@@ -93,7 +93,8 @@ def methods(model: xrk.Model, ratio: int, separation: int) -> dict[str, Callable
         )
 
     def single(seen: Recording) -> Iterator[Frames]:
-        lr = np.stack([xrk.enhance(frame, SINGLE, levels=seen.levels) for frame in seen.lr])
+        noise = xrk.estimate_noise(np.hstack(seen.lr))  # of all frames: one alone has few pixels to tell by
+        lr = np.stack([xrk.enhance(frame, SINGLE, levels=seen.levels, noise=noise) for frame in seen.lr])
         return fused("bicubic")(replace(seen, lr=lr))
 
     return {
