@@ -18,6 +18,7 @@
 using namespace xrk::cpu;
 
 int read_segments_at_once();  // segments.cpp
+int write_segments_at_once();
 
 namespace {
 
@@ -461,6 +462,10 @@ int main() {
   pixel_conversions(200003);
   if (read_segments_at_once() != 0) {
     std::puts("windows of a TIFF file differ from what was written");
+    ++failures;
+  }
+  if (write_segments_at_once() != 0) {
+    std::puts("TIFF files that were written at once differ");
     ++failures;
   }
   if (failures == 0) std::puts("every kernel, on every path of this processor: no difference");

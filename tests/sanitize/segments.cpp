@@ -1,8 +1,14 @@
-// The TIFF reader under the sanitizers: several threads read windows of one tiled file, which lies in memory, at once, and
-// share a cache that holds a few of its tiles only. Every pixel is compared.
+// The TIFF reader and writer under the sanitizers. Several threads read windows of one tiled file, which lies in memory,
+// at once, and share a cache that holds a few of its tiles only: every pixel is compared. Several threads write files,
+// and share what encoding keeps: every byte is compared.
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -94,5 +100,45 @@ int read_segments_at_once() {
   std::vector<std::thread> threads;
   for (std::uint64_t seed = 1; seed < 4; ++seed) threads.emplace_back(work, seed);
   for (std::thread& thread : threads) thread.join();
+  return wrong;
+}
+
+// How many files are not like the first one.
+int write_segments_at_once() {
+  Geometry geometry;
+  geometry.width = width;
+  geometry.height = height;
+  geometry.segment_width = geometry.segment_height = side;
+  geometry.tiled = true;
+  geometry.bits = 16;
+  geometry.compression = Compression::lzw;
+  geometry.predictor = Predictor::horizontal;
+  std::vector<float> values(width * height);
+  for (std::uint64_t i = 0; i < values.size(); ++i) values[i] = pixel(i / width, i % width) + 0.25f;
+  Encoders encoders;
+  std::mutex mutex;
+  std::vector<std::vector<unsigned char>> files;
+  const auto work = [&](std::size_t threads) {
+    std::FILE* const file = std::tmpfile();
+    if (file == nullptr) return;
+    std::uint64_t end = 0;
+    for (std::uint64_t row = 0; row < height; row += 2 * side) {
+      const std::uint64_t count = std::min(2 * side, height - row);
+      const Rows rows{reinterpret_cast<const char*>(&values[row * width]), width * 4, row, count, Pixels::float32, 1, 0};
+      Misfits misfits;
+      const Place last = write_segments(encoders, fileno(file), end, 2, geometry, 1, rows, threads, misfits).back();
+      end = last.offset + last.bytes;
+    }
+    std::vector<unsigned char> bytes(end);
+    if (pread(fileno(file), bytes.data(), end, 0) != static_cast<ssize_t>(end)) bytes.clear();
+    std::fclose(file);
+    const std::lock_guard<std::mutex> lock(mutex);
+    files.push_back(std::move(bytes));
+  };
+  std::vector<std::thread> threads;
+  for (std::size_t i = 1; i < 4; ++i) threads.emplace_back(work, i);
+  for (std::thread& thread : threads) thread.join();
+  int wrong = 3 - static_cast<int>(files.size());
+  for (const auto& bytes : files) wrong += bytes.empty() || bytes != files.front() ? 1 : 0;
   return wrong;
 }
