@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xrk.errors import InputError, InputTypeError
 from xrk.runtime.graph import Graph, Node, Plain, Value
-from xrk.runtime.rows import Regrouped, Rowwise, Turned, is_map, with_rows
+from xrk.runtime.rows import Regrouped, Rowwise, Turned, with_rows
+from xrk.runtime.symbols import Group, KnownMemory, Symbol, without_writing
 
 __all__ = ["Call", "capture", "register"]
 
@@ -26,7 +27,25 @@ _handlers: dict[str, Handler] = {}
 _obstacles: dict[str, str] = {}  # why an operator has no handler, where its name does not tell
 
 # Operators that may hand back memory of their input without saying so in their schema.
-_MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::to", "aten::flatten", "aten::dropout", "aten::type_as"}
+_MAY_ALIAS = {
+    "aten::reshape",
+    "aten::contiguous",
+    "aten::to",
+    "aten::flatten",
+    "aten::type_as",
+    "aten::dropout",
+    "aten::alpha_dropout",
+    "aten::feature_dropout",
+    "aten::feature_alpha_dropout",
+    "aten::channel_shuffle",
+    "aten::einsum",
+    "aten::unsafe_chunk",
+    "aten::unsafe_split",
+    "aten::_unsafe_view",
+}
+
+# Operators that hand on the same value in memory of its own.
+_COPIES = {"aten::clone", "aten::_to_copy"}
 
 # Operators that take nothing of a tensor but its dtype: what they make is known when the network is captured.
 _MAKING = {"aten::new_zeros", "aten::new_ones", "aten::new_full"}
@@ -172,46 +191,6 @@ class Call:
         return picks
 
 
-class _Group:
-    """The tensors that share one memory; `version` counts the writes to it."""
-
-    version = 0
-
-
-class _Symbol(torch.Tensor):
-    """A tensor of the caller's device with a shape and no data, standing for a `Value`."""
-
-    value: Value
-    group: _Group
-    version: int
-
-    @staticmethod
-    def __new__(cls, value: Value, device: torch.device, group: _Group) -> "_Symbol":
-        symbol = torch.Tensor._make_wrapper_subclass(
-            cls, value.shape, strides=_strides(value), dtype=value.dtype, device=device, requires_grad=False
-        )
-        symbol.value, symbol.group, symbol.version = value, group, group.version
-        return symbol
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise InputError(f"The network calls {func} outside its forward pass; it cannot be captured.")
-
-
-def _strides(value: Value) -> tuple[int, ...]:
-    """Channels-last for a map, and row-major for all else."""
-    order = list(range(len(value.shape)))
-    if is_map(value):
-        order = [0, 2, 3, 1]
-    strides, step = [0] * len(order), 1
-    for axis in reversed(order):
-        strides[axis] = step
-        step *= max(value.shape[axis], 1)
-    return tuple(strides)
-
-
 # Operators whose handlers bring known tensors to the dtype of the map themselves, from all their digits.
 _TAKES_ANY_DTYPE = {
     "aten::conv2d",
@@ -235,6 +214,7 @@ class _Tracer(TorchDispatchMode):
         self._forms: dict[tuple[Value, int, int], Value] = {}
         self.failure: Exception | None = None
         self.narrow: tuple[torch.dtype, torch.dtype] | None = None  # the module's own dtype, that of its maps
+        self.known = KnownMemory()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -244,35 +224,40 @@ class _Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
-            return args[0].device if not isinstance(args[0], _Symbol) else self.device
-        symbols = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, _Symbol)]
-        if not symbols:
-            return func(*args, **kwargs)  # a constant of the network: known now
+            return args[0].device if not isinstance(args[0], Symbol) else self.device
+        symbols = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Symbol)]
         try:
+            if not symbols:
+                self.known.see_writes(func, args, kwargs)
+                return func(*args, **kwargs)  # a constant of the network: known now
             return self._take_down(func, args, kwargs, symbols)
         except Exception as error:
             self.failure = error
             raise
 
-    def _take_down(self, func: Any, args: Any, kwargs: Any, symbols: list[_Symbol]) -> Any:
+    def _take_down(self, func: Any, args: Any, kwargs: Any, symbols: list[Symbol]) -> Any:
         name = func._schema.name
         if name in _MAKING:
             return func(torch.empty(0, dtype=symbols[0].dtype, device=self.device), *args[1:], **kwargs)
-        if name in ("aten::to", "aten::type_as") and not isinstance(args[0], _Symbol):
+        if name in ("aten::to", "aten::type_as") and not isinstance(args[0], Symbol):
             return args[0].to(self.device, symbols[0].dtype)  # a known tensor made like one of the image's
         for s in symbols:
-            if s.version != s.group.version:
-                raise InputError(
-                    f"The network calls {name} on a tensor that was written to through another view of it; "
-                    "write the step without working in place."
-                )
+            s.see_current(f"calls {name} on")
         exact = name in _TAKES_ANY_DTYPE and any(s.value.row_axis is not None for s in symbols)
         values = pytree.tree_map(
-            lambda a: a.value if isinstance(a, _Symbol) else a if exact else self._known(a), (args, kwargs)
+            lambda a: a.value if isinstance(a, Symbol) else a if exact else self._known(a), (args, kwargs)
         )
-        plain_func = _without_writing(func)
-        if plain_func is None:
-            raise InputError(self._unknown_message(name, "it writes in place"))
+        if name == "aten::as_strided":
+            raise InputError("The network calls aten::as_strided, whose result depends on the layout of its input.")
+        plain_func = without_writing(func)
+        target = args[0] if args else None
+        if plain_func is None or (plain_func is not func and not isinstance(target, Symbol)):
+            what = "" if isinstance(target, Symbol) else " what it computes from the image into a tensor of its own"
+            raise InputError(
+                f"The network writes{what} in place ({name}), which xrk cannot follow; make a new tensor of it, "
+                "such as by a + b for a += b, torch.where or torch.cat."
+            )
+        self.known.read(a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor))
         call = Call(self, plain_func, *values)
         result = self._handle(call)
         if result is None:
@@ -286,7 +271,13 @@ class _Tracer(TorchDispatchMode):
                 raise InputError(self._unknown_message(call.name, _obstacles.get(call.name, "")))
             result = _whole(call)
         if plain_func is not func:
-            target = symbols[0]
+            if result.dtype != target.dtype:
+                result = call.then(torch.ops.aten.to.dtype, result, target.dtype)
+            if result.shape != tuple(target.shape):
+                raise InputError(
+                    f"The network calls {name}, which makes {result.shape} of {tuple(target.shape)} in place; "
+                    "make a new tensor of it."
+                )
             target.value = result
             target.group.version += 1
             target.version = target.group.version
@@ -297,8 +288,8 @@ class _Tracer(TorchDispatchMode):
         def wrap(v: Any) -> Any:
             if not isinstance(v, Value):
                 return v
-            group = symbols[0].group if views else inputs.get(v) or _Group()
-            return _Symbol(v, self.device, group)
+            group = symbols[0].group if views else (name not in _COPIES and inputs.get(v)) or Group()
+            return Symbol(v, self.device, group)
 
         return pytree.tree_map(wrap, result)
 
@@ -389,19 +380,6 @@ def _whole(call: Call) -> Any:
     return made
 
 
-def _without_writing(func: Any) -> Any:
-    """The operator itself; the plain form of one that works in place on its first argument; else None."""
-    if not func._schema.is_mutable:
-        return func
-    name = func._schema.name.split("::")[1]
-    first = func._schema.arguments[0]
-    writes = [a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    if not name.endswith("_") or name in ("copy_", "fill_", "zero_") or writes != [first]:
-        return None
-    packet = getattr(getattr(torch.ops, func.namespace), name[:-1], None)
-    return getattr(packet, func._overloadname, None) if packet is not None else None
-
-
 def capture(
     module: nn.Module, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, unknown: str
 ) -> Graph:
@@ -413,7 +391,8 @@ def capture(
         unknown: "refuse" an operator that is not known, or run it "whole".
 
     Raises:
-        InputError: an operator is unknown, the network decides by what it computes, or refuses the shape.
+        InputError: an operator is unknown, the network decides by what it computes, refuses the shape, or works in
+            place where another tensor shares the memory.
         InputTypeError: it returns something other than tensors.
     """
     from xrk.runtime import handlers  # noqa: F401  (they register themselves)
@@ -423,8 +402,9 @@ def capture(
     own = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), dtype)
     if own != dtype:
         tracer.narrow = (own, dtype)
+    tracer.known.read((*module.parameters(), *module.buffers()))
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        symbol = _Symbol(x, device, _Group())
+        symbol = Symbol(x, device, Group())
         try:
             with tracer:
                 result = module(symbol)
@@ -444,7 +424,8 @@ def capture(
             raise InputTypeError(
                 f"The network {type(module).__name__} returns a {type(leaf).__name__}; expected tensors only."
             )
-        if isinstance(leaf, _Symbol):
+        if isinstance(leaf, Symbol):
+            leaf.see_current("returns")
             outputs.append(leaf.value)
         else:
             outputs.append(Value(tuple(leaf.shape), leaf.dtype, constant=leaf))

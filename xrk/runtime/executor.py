@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from xrk.errors import MemoryBudgetError
 from xrk.runtime.device import give_back
@@ -99,7 +100,8 @@ class _Run:
     def _plain(self, node: Node) -> None:
         failure = None
         try:
-            self.held[node.output] = node.run([self.held[v] for v in node.inputs])
+            given = [self.held[v] for v in node.inputs]
+            self.held[node.output] = pytree.tree_map(lambda t: _of_its_own(t, given), node.run(given))
         except torch.OutOfMemoryError as error:
             failure = str(error)
         if failure is not None:
@@ -249,6 +251,14 @@ class _Attempt:
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a dense tensor."""
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def _of_its_own(made: Any, given: list[Any]) -> Any:
+    """What an operator made, copied where it is a view: the memory of what it was given may be written over."""
+    if not isinstance(made, torch.Tensor):
+        return made
+    memory = {t.untyped_storage().data_ptr() for t in given if isinstance(t, torch.Tensor)}
+    return made.clone() if made.untyped_storage().data_ptr() in memory else made
 
 
 def _settled(x: torch.Tensor) -> torch.Tensor:

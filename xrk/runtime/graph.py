@@ -263,10 +263,12 @@ class Plain(Node):
     Attributes:
         work: products of all of it; 0 where they do not count.
         scratch: bytes that it holds beside inputs and output, where they count.
+        by_rows: the output lies row after row, as `rows.layout` would have it; an operator as it is may do otherwise.
     """
 
     work: int = 0
     scratch: int = 0
+    by_rows: bool = False
 
     def __init__(self, label: str, run: Callable[[list[Any]], Any], inputs: Sequence[Value], output: Value) -> None:
         """``run`` takes the inputs' tensors, in order."""
@@ -307,6 +309,7 @@ class Graph:
                 operator = node.operator
                 whole = Plain(operator.label, operator.at_once, node.inputs[:-1], node.output)
                 whole.work, whole.scratch = operator.apply_work * node.output.rows, operator.at_once_scratch
+                whole.by_rows = True
                 found[node] = whole
         self.nodes = [found.get(node, node) for node in self.nodes]
         self.prune()

@@ -5,7 +5,7 @@ known, so this is looked up, not assumed.
 """
 
 from xrk.errors import MemoryBudgetError
-from xrk.runtime.graph import Value
+from xrk.runtime.graph import Plain, Value
 from xrk.runtime.schedule import Pass
 
 __all__ = ["overlay", "overlay_rest"]
@@ -16,7 +16,7 @@ def overlay(p: Pass) -> None:
     segment = p.segment
     out_of_order = {n.inputs[i] for n in segment.nodes for i in n.whole_inputs}
     ending = set(segment.sources) & set(segment.last_use) - out_of_order
-    free = [s for s in p.stores if s.value in ending]
+    free = [s for s in p.stores if s.value in ending and _by_rows(s.value)]
     for store in p.stores:
         if store.value not in segment.whole or store.value in segment.outputs:
             continue
@@ -41,6 +41,10 @@ def overlay_rest(rest: Pass, p: Pass) -> None:
         of[store.value].over = store.over
         if not _read_in_time(rest, of[store.over].index, of[store.value].index):
             raise MemoryBudgetError("Memory ran out where lower bands cannot go on; plan with a smaller memory=.")
+
+
+def _by_rows(value: Value) -> bool:
+    return not isinstance(value.producer, Plain) or value.producer.by_rows
 
 
 def _alike(a: Value, b: Value) -> bool:
