@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xrk.errors import InputError, InputTypeError
 from xrk.runtime.graph import Graph, Node, Plain, Value
-from xrk.runtime.rows import Regrouped, Rowwise, Turned, with_rows
+from xrk.runtime.rows import Regrouped, Rowwise, Turned, is_map, with_rows
 from xrk.runtime.symbols import Group, KnownMemory, Symbol, without_writing
 
 __all__ = ["Call", "capture", "register"]
@@ -170,6 +170,13 @@ class Call:
         like = run([torch.zeros(v.band_shape(1), dtype=v.dtype, device=self._tracer.device)])
         return self.add(Rowwise(self.name, run, [v], with_rows(like, axis, v.rows), view=view))
 
+    def crops(self, value: Value, dim: int, count: int) -> None:
+        """Takes down how many entries a slice of a map counts, see `Graph.margins`."""
+        if is_map(value) and dim >= 2 and value.shape[dim] > 1:
+            image = self._tracer.image[dim]
+            margins, of_image = self._tracer.margins, -(-count * image // value.shape[dim])
+            margins[dim - 2] = max(margins[dim - 2], of_image)
+
     def regrouped(self, value: Value, span: int) -> Value:
         """The same tensor with ``span`` entries of the row axis to a row."""
         return self._tracer.other_form(value, span, value.row_axis)
@@ -215,6 +222,8 @@ class _Tracer(TorchDispatchMode):
         self.failure: Exception | None = None
         self.narrow: tuple[torch.dtype, torch.dtype] | None = None  # the module's own dtype, that of its maps
         self.known = KnownMemory()
+        self.image: tuple[int, ...] = ()
+        self.margins = [0, 0]  # of rows and columns of the image, see `Graph`
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -402,6 +411,7 @@ def capture(
     own = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), dtype)
     if own != dtype:
         tracer.narrow = (own, dtype)
+    tracer.image = x.shape
     tracer.known.read((*module.parameters(), *module.buffers()))
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         symbol = Symbol(x, device, Group())
@@ -429,6 +439,6 @@ def capture(
             outputs.append(leaf.value)
         else:
             outputs.append(Value(tuple(leaf.shape), leaf.dtype, constant=leaf))
-    graph = Graph(x, tracer.nodes, outputs, lambda tensors: pytree.tree_unflatten(tensors, spec))
+    graph = Graph(x, tracer.nodes, outputs, lambda tensors: pytree.tree_unflatten(tensors, spec), tuple(tracer.margins))
     graph.prune()
     return graph

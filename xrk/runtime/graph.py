@@ -286,12 +286,15 @@ class Graph:
         nodes: every node after those that make its inputs.
         outputs: what the module returns, in the order of `structure`.
         structure: puts a list of tensors back into what the module returns.
+        margins: (rows, columns) of the image that its slices count at most: of a larger image each leaves something,
+            and leaves something out.
     """
 
     input: Value
     nodes: list[Node]
     outputs: list[Value]
     structure: Callable[[list[torch.Tensor]], Any]
+    margins: tuple[int, int] = (0, 0)
 
     def consumers(self) -> dict[Value, list[Node]]:
         """The nodes that read each value, each as often as it reads it."""

@@ -318,6 +318,8 @@ def _slice(call: Call) -> Any:
         stop = size if stop is None else clip(stop + size if stop < 0 else stop, start, size)
     if (start, stop, step) == (0, size, 1):
         return v
+    first, end = min(abs(call["start"] or 0), size), call.get("end") or 0
+    call.crops(v, dim, first - end if -size <= end < 0 else max(first, stop % size))
     if dim == v.row_axis:
         if stop <= start or v.span > 1:
             return None

@@ -17,7 +17,9 @@ from xrk.runtime.device import describe_device, give_back, module_on, resolve_de
 from xrk.runtime.executor import execute
 from xrk.runtime.fusion import fuse
 from xrk.runtime.graph import Graph, Node, RowLocal
+from xrk.runtime.nodes_shape import Padding, RowConcatenation, Slice
 from xrk.runtime.precision import widen_ends
+from xrk.runtime.rows import Turned
 from xrk.runtime.schedule import Pass, schedule
 from xrk.runtime.search import MIB, Search
 from xrk.runtime.segments import cut
@@ -25,6 +27,8 @@ from xrk.runtime.streaming import Stream, lag
 from xrk.runtime.whole import _exact
 
 __all__ = ["Plan", "make_plan"]
+
+CHECKED = 1 << 16  # pixels of an image that a network with crops is checked on, where smaller ones leave nothing of it
 
 
 @dataclass
@@ -214,13 +218,16 @@ def _prepare(graph: Graph, passes: Sequence[Pass]) -> None:
 
 def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, device: torch.device, unknown: str) -> str:
     """Compares a graph of the same network on a small image with the module itself; says which size."""
-    rows = [v.rows for n in graph.nodes for v in (n.output,) if v.row_axis is not None and v.rows > 1]
-    stride = max((round(shape[2] / r) for r in rows), default=1) or 1
-    sizes = []
-    for least in (2, 4, 8):
-        size = [min(s, -(-max(least * stride, 16) // stride) * stride + s % max(stride, 2)) for s in shape[2:]]
-        if size not in sizes:
-            sizes.append(size)
+    sizes: list[list[int]] = []
+    stride = _stride(graph)
+    for cropped in (False, True):
+        for least in (2, 4, 8):
+            size = []
+            for side, margin in zip(shape[2:], graph.margins, strict=True):
+                least_side = max(least * stride, 16) + cropped * margin
+                size.append(min(side, -(-least_side // stride) * stride + side % max(stride, 2)))
+            if size not in sizes and (not cropped or math.prod(size) <= CHECKED):
+                sizes.append(size)
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         small = (*shape[:2], *size)
@@ -229,14 +236,19 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
             expected = module(x.to(_own_dtype(module, dtype), copy=True))
         except Exception:
             continue  # too small for the network; the sizes grow
-        again = _graph(module, small, dtype, device, unknown)
+        wanted = torch.utils._pytree.tree_leaves(expected)
+        if any(w.numel() == 0 for w in wanted):
+            continue  # nothing is left of it
+        try:
+            again = _graph(module, small, dtype, device, unknown)
+        except InputError:
+            continue  # a slice that is not empty on the image
         if [n.label for n in again.nodes] != [n.label for n in graph.nodes]:
             continue  # it does other things on a smaller image
         for node in again.nodes:
             node.prepare()
         passes = [schedule(s, max(1, size[0] // 3)) for s in cut(again)]
-        found = again.structure(execute(again, passes, x))
-        wanted, got = (torch.utils._pytree.tree_leaves(t) for t in (expected, found))
+        got = execute(again, passes, x)
         for w, g in zip(wanted, got, strict=True):
             scale = w.abs().max().item()
             error = (w - g).abs().max().item() if w.shape == g.shape else math.inf
@@ -248,6 +260,22 @@ def _check(module: nn.Module, graph: Graph, shape: Any, dtype: torch.dtype, devi
                 )
         return f"checked against the module on {size[0]} x {size[1]}"
     return "not checked against the module: it takes no smaller image"
+
+
+def _stride(graph: Graph) -> int:
+    """Rows of the image to a row of the coarsest map."""
+    scales = {graph.input: 1.0}
+    for node in graph.nodes:
+        rowed = [v for v in node.inputs if v in scales]
+        if not rowed or node.output.row_axis is None or node.output.rows == 1:
+            continue
+        coarsest = max(rowed, key=scales.__getitem__)
+        factor = coarsest.rows / node.output.rows
+        factor = round(factor) if factor >= 1 else 1 / round(1 / factor)
+        if isinstance(node, Slice | RowConcatenation | Padding | Turned):
+            factor = getattr(node, "step", 1)  # other rows, of the same height
+        scales[node.output] = scales[coarsest] * factor
+    return max(1, round(max(scales.values())))
 
 
 def _free(device: torch.device) -> int:
