@@ -1,17 +1,28 @@
+import dataclasses
 import hashlib
 import json
 import os
 import threading
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+import xrk
 from xrk import enhancement, loading
-from xrk.errors import CheckpointError, CheckpointFileError, InputTypeError, ModelNotFoundError
+from xrk.errors import CheckpointError, CheckpointFileError, InputError, InputTypeError, ModelNotFoundError
 from xrk.models import Card, DnCNN, ResNet18UNet
 
 CONFIG = {"width": 2, "decoder_channels": [5, 4, 3, 3, 2], "full_resolution_skip": 3, "batch_norm": False}
+
+
+class Shrink(nn.Module):
+    """Half of what it is given."""
+
+    def forward(self, x):
+        return x * 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +138,54 @@ def test_an_unknown_name_lists_the_known_and_the_closest(weights):
         loading.load("")
 
 
-@pytest.mark.parametrize("wrong", [None, 3, b"first", DnCNN(), ["first"]])
-def test_neither_text_nor_path(wrong):
-    with pytest.raises(InputTypeError, match="A model is given by"):
+@pytest.mark.parametrize("wrong", [None, 3, b"first", DnCNN, ["first"]])
+def test_neither_text_nor_path_nor_module(wrong):
+    with pytest.raises(InputTypeError, match="A model is a name, a path or a torch module, got"):
         loading.load(wrong)
+
+
+# --- modules --------------------------------------------------------------------------------------------------------
+
+
+def test_a_module_is_taken_as_it_is():
+    module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 1, 1))
+    model = loading.load(module)
+    assert model.module is module and module.training
+    card = model.card
+    assert (card.name, card.architecture, card.domain, card.noise) == ("Sequential", "Sequential", "unit", "none")
+    assert (card.size_multiple, card.output_scale, card.parameters) == (1, 1.0, 59)
+    assert card.config == {"in_channels": 3}
+    assert loading.load(DnCNN()).card.architecture == "dncnn"
+    with pytest.raises(InputError, match="for a file"):
+        loading.load(module, rotations=(0,))
+
+
+def test_a_frame_is_enhanced_by_a_module_of_ones_own():
+    module = Shrink().eval()
+    frame = np.random.default_rng(1).integers(0, 1 << 16, (37, 50), dtype=np.uint16)
+    n = frame / 65535
+    expected = np.round(frame + (n.astype(np.float32) * np.float32(0.5) - n) * 65535)
+    for found in (xrk.enhance(frame, module), loading.load(module).enhance(frame, memory="64MiB")):
+        assert np.abs(found - expected).max() <= 1
+    card = dataclasses.replace(loading.load(module).card, domain="symmetric", size_multiple=4)
+    found = xrk.enhance(frame, loading.Model(card, module))
+    assert np.abs(found - (frame / 2.0 + 65535 / 4)).max() <= 1
+
+
+def test_a_module_that_cannot_be_used_is_refused():
+    frame = np.zeros((8, 8), np.uint16)
+    with pytest.raises(InputError, match="Shrink is in training mode"):
+        xrk.enhance(frame, Shrink())
+    with pytest.raises(InputError, match="Conv2d takes images of 3 channels"):
+        xrk.enhance(frame, nn.Conv2d(3, 1, 3, padding=1).eval())
+    with pytest.raises(InputError, match=r"\(1, 1, 6, 6\)"):
+        xrk.enhance(frame, nn.Conv2d(1, 1, 3).eval())
+    halves = nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)).eval()
+    for memory in (None, "64MiB"):
+        with pytest.raises(InputError, match=r"cannot take an input of shape \(1, 1, 8, 7\)"):
+            xrk.enhance(frame[:, :7], halves, memory=memory)
+    with pytest.raises(InputTypeError, match="or a torch module"):
+        xrk.enhance(frame, 3)
 
 
 def test_paths_are_taken_as_text_and_as_path(checkpoint, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from xrk import arrays, io, loading, picture, radiograph
 from xrk.bands import Pixels
@@ -29,7 +30,7 @@ Levels = tuple[float, float]
 
 def enhance(
     image: Any,
-    model: str | os.PathLike[str] | loading.Model = "resnet18-unet",
+    model: str | os.PathLike[str] | loading.Model | nn.Module = "resnet18-unet",
     *,
     levels: Levels | None = None,
     noise: NoiseModel | str | None = None,
@@ -49,7 +50,8 @@ def enhance(
             strides, any size from 1 x 1 up. A numpy array, a torch tensor on any device, or anything with DLPack,
             ``__array_interface__`` or ``__array__`` (the table in `xrk.arrays`). It is never written to. A stack is
             enhanced frame by frame.
-        model: a name that `xrk.list_models` knows, the path of a checkpoint, or what `xrk.load` gave.
+        model: a name that `xrk.list_models` knows, the path of a checkpoint, what `xrk.load` gave, or a torch module in
+            eval mode, for which see `xrk.load`.
         levels: (black, white) in the image's units, one normalisation for the whole image. By default the dtype's
             range for integers and (0, 1) for floats, which must then lie there. Values outside are enhanced like all
             others.
@@ -121,7 +123,7 @@ def enhance(
 def enhance_file(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
-    model: str | os.PathLike[str] | loading.Model = "resnet18-unet",
+    model: str | os.PathLike[str] | loading.Model | nn.Module = "resnet18-unet",
     *,
     levels: Levels | None = None,
     noise: NoiseModel | str | None = None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import xrk
 from xrk import arrays, io, loading, radiograph
@@ -96,11 +97,12 @@ def pixels_of(image: "arrays.Incoming | io.Source") -> Pixels:
 
 
 def _model(model: Any) -> loading.Model:
-    if isinstance(model, str | os.PathLike):
+    if isinstance(model, str | os.PathLike | nn.Module):
         model = loading.load(model)
     if not isinstance(model, loading.Model):
         raise InputTypeError(
-            f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, or what xrk.load gave."
+            f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, what xrk.load gave, or "
+            "a torch module."
         )
     if model.card.architecture in VIDEO:
         raise InputError(

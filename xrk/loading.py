@@ -58,30 +58,39 @@ class Model:
         return f"<xrk.Model {card.name!r}: {card.architecture}, {card.parameters} parameters, {card.domain} domain>"
 
 
-def load(name_or_path: str | os.PathLike[str], *, rotations: Sequence[int] | None = None) -> Model:
-    """A shipped model by its name, or a checkpoint by its path.
+def load(model: str | os.PathLike[str] | nn.Module, *, rotations: Sequence[int] | None = None) -> Model:
+    """A shipped model by its name, a checkpoint by its path, or a torch module of your own.
 
     A text that is the name of a shipped model means that model, whatever lies in the working folder. A shipped
     model's weights are checked against the sha256 in its card. The last few models are kept, so that loading an
     unchanged file again costs nothing and gives the same `Model`.
 
+    A module has no card. It is taken to see counts mapped to 0 .. 1 (the domain "unit", no noise model), to map
+    (1, 1, H, W) to the same shape, and to take any size. Where it does otherwise, say so with a card of your own:
+    ``xrk.Model(dataclasses.replace(xrk.load(module).card, domain="symmetric", size_multiple=32), module)``. The module
+    is not copied and not changed; put it in eval mode first.
+
     Args:
-        name_or_path: a name that `list_models` gives, or a file of torch (.pth, .pt, .ckpt), safetensors or Keras
-            (.hdf5; needs h5py).
+        model: a name that `list_models` gives, a file of torch (.pth, .pt, .ckpt), safetensors or Keras (.hdf5; needs
+            h5py), or a torch module.
         rotations: of a blind-spot network's branches, for a file that does not tell, see `xrk.models.BlindSpot`.
 
     Raises:
         ModelNotFoundError: the text is neither a name nor a file. CheckpointFileError: the file cannot be read, or
-        loading it would run code. CheckpointError: its tensors fit no known network. InputTypeError: not a text or a
-        path.
+        loading it would run code. CheckpointError: its tensors fit no known network. InputTypeError: not a text, a
+        path or a module. InputError: ``rotations`` beside a module.
     """
-    if not isinstance(name_or_path, str | os.PathLike):
-        raise InputTypeError(f"A model is given by its name or its path, got {type(name_or_path).__name__}.")
-    text = os.fspath(name_or_path)
+    if isinstance(model, nn.Module):
+        if rotations is not None:
+            raise InputError("rotations= is for a file that does not tell them; a module has its own.")
+        return Model(_own_card(model), model)
+    if not isinstance(model, str | os.PathLike):
+        raise InputTypeError(f"A model is a name, a path or a torch module, got {type(model).__name__}.")
+    text = os.fspath(model)
     if not isinstance(text, str):
         raise InputTypeError(f"A model is given by a text or a pathlib.Path, got {type(text).__name__}.")
     names = _shipped_names()
-    if isinstance(name_or_path, str):
+    if isinstance(model, str):
         if text in names:
             return _kept(_WEIGHTS / f"{text}.safetensors", text, rotations)
         looks_like_path = text.endswith(_CHECKPOINT_SUFFIXES) or os.path.basename(text) != text
@@ -103,6 +112,26 @@ def load(name_or_path: str | os.PathLike[str], *, rotations: Sequence[int] | Non
 def list_models() -> list[Card]:
     """The cards of the shipped models, sorted by name."""
     return [_shipped_card(name) for name in _shipped_names()]
+
+
+def _own_card(module: nn.Module) -> Card:
+    """What a module without a card is taken for."""
+    kind = type(module).__name__
+    architecture = next((name for name, known in ARCHITECTURES.items() if known is type(module)), kind)
+    return Card(
+        name=kind,
+        architecture=architecture,
+        config={"in_channels": channels_in(module)},
+        description="A torch module without a card.",
+        parameters=sum(p.numel() for p in module.parameters()),
+    )
+
+
+def channels_in(module: nn.Module) -> int:
+    """Of the image that a module takes: as it says itself, for it may rearrange it, or by its first convolution."""
+    said = getattr(module, "in_channels", None)
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    return said if isinstance(said, int) else 1 if first is None else first.in_channels
 
 
 def _kept(path: Path, shipped_name: str | None, rotations: Sequence[int] | None) -> Model:

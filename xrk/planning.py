@@ -1,5 +1,6 @@
 """`xrk.plan`: any network on images of one size, band by band, within a memory budget."""
 
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -74,14 +75,12 @@ def plan(
 
 def _full_shape(module: nn.Module, shape: Any) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(size) for size in shape)
-    except (TypeError, ValueError):
-        sizes = ()
-    if len(sizes) not in (2, 3, 4):
-        raise InputError(f"shape={shape!r}; expected (H, W), (C, H, W) or (1, C, H, W).")
+        sizes = tuple(operator.index(size) for size in shape if not isinstance(size, bool))
+        whole = not isinstance(shape, bytes) and len(sizes) == len(shape)
+    except TypeError:
+        sizes, whole = (), False
+    if not whole or len(sizes) not in (2, 3, 4) or min(sizes) < 1:
+        raise InputError(f"shape={shape!r}; expected (H, W), (C, H, W) or (1, C, H, W), whole numbers from 1 up.")
     if len(sizes) == 2:
-        # A network that rearranges its image says itself what it takes; others by their first convolution.
-        first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-        channels = getattr(module, "in_channels", 1 if first is None else first.in_channels)
-        sizes = (channels, *sizes)
+        sizes = (loading.channels_in(module), *sizes)
     return sizes if len(sizes) == 4 else (1, *sizes)

@@ -136,9 +136,11 @@ def test_what_cannot_be_planned():
         xrk.plan(xrk.load("resnet18-unet").module, (33, 32))
     with pytest.raises(InputTypeError, match="The model is a int"):
         xrk.plan(3, (32, 32))
-    for shape in (32, (32,), (0, 32), (2, 1, 32, 32), "ab"):
+    for shape in (32, (32,), (0, 32), (-5, 5), (10.5, 3), (True, 5), "55", b"55", (2, 1, 32, 32), "ab"):
         with pytest.raises(InputError, match="expected"):
             xrk.plan(small(), shape)
+    with pytest.raises(InputError, match=r"shape=\(-5, 5\)"):
+        xrk.plan("resnet18-unet", (-5, 5))
     with pytest.raises(InputError, match='expected "refuse" or "whole"'):
         xrk.plan(small(), (32, 32), unknown="skip")
 

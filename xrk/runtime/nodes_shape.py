@@ -355,12 +355,18 @@ def spread(call: Call, size: tuple[int, int]) -> Value | None:
 
 @register("aten::pixel_shuffle")
 def _pixel_shuffle(call: Call) -> Any:
-    return call.add(PixelShuffle(call["self"], call["upscale_factor"])) if is_map(call["self"]) else None
+    x, f = call["self"], call["upscale_factor"]
+    if is_map(x) and x.shape[1] % f**2:
+        raise ValueError(f"{x.shape[1]} channels are shuffled into blocks of {f} x {f} pixels")
+    return call.add(PixelShuffle(x, f)) if is_map(x) else None
 
 
 @register("aten::pixel_unshuffle")
 def _pixel_unshuffle(call: Call) -> Any:
-    return call.add(PixelUnshuffle(call["self"], call["downscale_factor"])) if is_map(call["self"]) else None
+    x, f = call["self"], call["downscale_factor"]
+    if is_map(x) and (x.shape[2] % f or x.shape[3] % f):
+        raise ValueError(f"a map of {x.shape[2]} x {x.shape[3]} is taken apart into blocks of {f} x {f} pixels")
+    return call.add(PixelUnshuffle(x, f)) if is_map(x) else None
 
 
 @register("aten::channel_shuffle")

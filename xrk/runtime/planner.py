@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -292,8 +293,8 @@ def _free(device: torch.device) -> int:
 
 def _checked_shape(shape: Any) -> tuple[int, int, int, int]:
     try:
-        sizes = tuple(int(s) for s in shape)
-    except (TypeError, ValueError):
+        sizes = tuple(operator.index(s) for s in shape)
+    except TypeError:
         sizes = ()
     if len(sizes) != 4 or sizes[0] != 1 or min(sizes) < 1:
         raise InputError(f"The shape is {shape!r}; expected (1, C, H, W), all from 1 up.")

@@ -30,12 +30,19 @@ def run_whole(module: nn.Module, x: torch.Tensor, size_multiple: int = 1, output
         (1, 1, H, W), in the module's dtype.
 
     Raises:
-        InputError: the module's output has another shape than it should.
+        InputError: the module cannot take the padded image, or its output has another shape than it should.
     """
     height, width = x.shape[-2:]
     padded = padded_size((height, width), size_multiple)
     with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _exact():
-        y = module(pad_by_reflection(x, padded))
+        try:
+            y = module(pad_by_reflection(x, padded))
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(
+                f"The network {type(module).__name__} cannot take an input of shape {(1, 1, *padded)}: {error}"
+            ) from error
         check_output(y, padded, output_scale)
         if y.shape[-2:] != padded:
             y = resize_cubic(y, padded)
