@@ -15,7 +15,8 @@ ADAPT = """\
 Train a blind-spot denoiser on noisy frames of one detector, without a clean image, and write it with its card.
 
 FILES are TIFF files, or folders of them; pages count as frames. The state of the run lies in OUT.run until it is done:
-the same command goes on from there after it was killed. Then: xrk enhance in.tif out.tif --model OUT
+the same command goes on from there after it was killed, with another --steps too.
+Then: xrk enhance in.tif out.tif --model OUT
 """
 
 
@@ -31,6 +32,14 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     adapt.add_argument(
         "--noise", type=_calibrated, metavar="GAIN,OFFSET,READ", help="calibrated noise (default: an estimate)"
     )
+    adapt.add_argument(
+        "--loss", choices=("calibrated", "uncalibrated"),
+        help="of a network that begins anew: noise known, or learnt with the rest (default: calibrated)",
+    )  # fmt: skip
+    adapt.add_argument(
+        "--levels", nargs=2, type=float, metavar=("BLACK", "WHITE"),
+        help="of networks with the uncalibrated loss, which see normalised counts (default: the dtype's range)",
+    )  # fmt: skip
     adapt.add_argument(
         "--spot", type=int, metavar="N", help="blind for 2N - 1 pixels each way (default: by the noise's correlation)"
     )
@@ -63,8 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
     shown = not arguments.quiet and sys.stderr.isatty()
     with tqdm(total=arguments.steps, unit="step", disable=not shown, leave=False) as bar:
         model = xrk.adapt(
-            frames, arguments.model, out=arguments.out, run=run, noise=given, spot=arguments.spot,
-            features=arguments.features, steps=arguments.steps, seed=arguments.seed, device=arguments.device,
+            frames, arguments.model, out=arguments.out, run=run, noise=given, spot=arguments.spot, loss=arguments.loss,
+            levels=None if arguments.levels is None else tuple(arguments.levels), features=arguments.features,
+            steps=arguments.steps, seed=arguments.seed, device=arguments.device,
             progress=lambda done, total: bar.update(done - bar.n),
             say=(lambda sentence: None) if arguments.quiet else lambda sentence: bar.write(sentence),
         )  # fmt: skip

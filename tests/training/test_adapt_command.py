@@ -64,6 +64,20 @@ def test_correlated_noise_is_said_first(folder, capsys):
     assert "spot=1 was asked for, less than the 2 needed" in capsys.readouterr().out
 
 
+def test_what_a_run_left_is_named(folder, capsys):
+    run = folder / "m.safetensors.run"
+    run.mkdir()
+    (run / "checkpoint.pt").write_bytes(b"PK junk")
+    command = ["adapt", str(folder / "frames"), *OPTIONS, "--steps", "1", "-o", str(folder / "m.safetensors")]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"delete {run} to begin anew" in err
+    (run / "checkpoint.pt").unlink()
+    assert main([*command, "--loss", "uncalibrated", "--levels", "0", "4095"]) == 0
+    model = xrk.load(folder / "m.safetensors")
+    assert model.card.domain == "unit" and model.card.training["levels"] == [0.0, 4095.0]
+
+
 @pytest.mark.parametrize(
     ("names", "options", "problem"),
     [
@@ -75,6 +89,12 @@ def test_correlated_noise_is_said_first(folder, capsys):
         (["a.tif"], ["--noise", "off"], "GAIN,OFFSET,READ"),
         (["a.tif"], ["--spot", "0"], "spot is 0"),
         (["a.tif"], ["--steps", "0"], "steps is 0"),
+        (["a.tif"], ["--features", "0"], "features is 0"),
+        (["a.tif"], ["--seed=-1"], "seed is -1"),
+        (["a.tif"], ["--spot", "50"], "expected 1 to 16"),
+        (["a.tif"], ["--device", "cuda:99"], "is not here"),
+        (["a.tif"], ["--device", "foo"], "no device that xrk can use"),
+        (["a.tif"], ["--loss", "uncalibrated"], "made for the calibrated loss"),
         (["a.tif"], ["--model", "resnet18-unet"], "expected a blind-spot network"),
         (["a.tif"], ["-o", "mine.tif"], "ends in .safetensors"),
         (["a.tif"], ["-o", "/nowhere/mine.safetensors"], "/nowhere"),

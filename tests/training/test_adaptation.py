@@ -1,6 +1,7 @@
 """Adaptation to noisy frames: it learns without a clean image, goes on after a kill, and says what it found."""
 
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 import torch
 
 import xrk
-from xrk.errors import ImageFileError, InputError, InputTypeError
+from xrk.errors import CheckpointFileError, DeviceError, ImageFileError, InputError, InputTypeError
+from xrk.loading import Model
 from xrk.metrics import psnr
+from xrk.models import BlindSpot, Card
 from xrk.noise import NoiseModel
 from xrk.simulate import Detector, blur
-from xrk.training import adaptation
+from xrk.training import adaptation_run, blindspot_net
 from xrk.training.adaptation import adapt, lagged
 
 GAIN = 8.0
@@ -53,7 +56,7 @@ def test_it_learns_without_a_clean_image(tmp_path):
 
 
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(adaptation, "_VALIDATE_EVERY", 2)
+    monkeypatch.setattr(adaptation_run, "VALIDATE_EVERY", 2)
     noisy, _ = frames(2, 64)
     whole = adapt(noisy, steps=6, **OPTIONS)
 
@@ -66,8 +69,89 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     split = adapt(noisy, steps=6, run=tmp_path, **OPTIONS)
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(split.module.state_dict()[name], tensor)
-    with pytest.raises(InputError, match="other frames or settings"):
-        adapt(noisy[::-1], steps=6, run=tmp_path, **OPTIONS)
+    with pytest.raises(InputError, match=r"begun with other frames, seed; delete that folder"):
+        adapt(noisy[::-1], steps=6, run=tmp_path, seed=1, **OPTIONS)
+    told = []
+    further = adapt(noisy, steps=8, run=tmp_path, progress=lambda *a: told.append(a), **OPTIONS)
+    assert told == [(7, 8), (8, 8)] and further.card.training["steps"] == 8
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    for content in (whole[: len(whole) // 2], b"junk", b"", _pickled({"facts": "old"})):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(CheckpointFileError, match=r"checkpoint\.pt is damaged.* delete .* to begin anew"):
+            adapt(noisy, steps=6, run=tmp_path, **OPTIONS)
+
+
+def _pickled(entries):
+    file = io.BytesIO()
+    torch.save(entries, file)
+    return file.getvalue()
+
+
+def test_a_diverged_run_is_no_model(tmp_path):
+    noisy, _ = frames(2, 64)
+    with pytest.raises(InputError, match="The training diverged: after 3 steps the loss is nan"):
+        adapt(noisy, steps=3, run=tmp_path / "run", out=tmp_path / "o.safetensors", **OPTIONS | {"rate": 1e9})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_uncalibrated_loss_is_the_published_one():
+    network = BlindSpot(features=4)
+    noisy = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        mean, std = network(noisy).double().numpy().swapaxes(0, 1)
+        found = float(blindspot_net.uncalibrated(network, noisy))
+    variance = std**2 + 1e-3
+    assert found == pytest.approx(np.mean((noisy[:, 0].numpy() - mean) ** 2 / variance + np.log(variance)), rel=1e-5)
+
+
+def test_uncalibrated(tmp_path):
+    noisy, clean = frames()
+    options = OPTIONS | {"noise": None}
+    model = adapt(noisy, steps=75, loss="uncalibrated", out=tmp_path / "mine.safetensors", **options)
+    assert model.card.domain == "unit" and model.card.noise == "fit" and model.card.config["noise"] is None
+    assert model.card.training["loss_function"] == "uncalibrated"
+    y, report = xrk.enhance(noisy[0], model, report=True)  # the noise is fitted to the network's mean
+    assert psnr(y, clean, 480) > psnr(noisy[0], clean, 480) + 3
+    assert report.frames[0].noise["gain"] == pytest.approx(GAIN, rel=0.5)
+    loaded = xrk.load(tmp_path / "mine.safetensors")
+    assert np.array_equal(loaded.enhance(noisy[0]), y)
+    further = adapt(noisy, loaded, steps=1, **options | {"features": None})
+    assert further.card.config.items() >= model.card.config.items()
+    assert further.card.training["loss_function"] == "uncalibrated"
+    scaled = adapt((noisy / 65535).astype(np.float32), loss="uncalibrated", steps=1, **options)
+    assert scaled.card.config["unit"] == pytest.approx(model.card.config["unit"], rel=0.1)
+
+
+@pytest.mark.parametrize("noise", [None, "poisson-gaussian"])
+def test_published_networks_go_on(noise):
+    """Networks that see normalised counts as they are: a Keras file of either kind is one."""
+    noisy, _ = frames()
+    torch.manual_seed(0)
+    network = BlindSpot(features=4, rotations=(3, 3, 3, 3), noise=noise)
+    blindspot_net.initialise(network)
+    network.loc.bias.data.fill_(0.2)
+    network.std.bias.data.fill_(0.5)
+    config = {"features": 4, "rotations": [3], "noise": noise}
+    start = Model(Card("published", "blindspot", config=config, noise="fit", size_multiple=32), network)
+    model = adapt(noisy, start, steps=20, **OPTIONS | {"features": None, "levels": (0, 1000), "rate": 1e-3})
+    assert model.card.training["loss_function"] == ("calibrated" if noise else "uncalibrated")
+    assert model.card.training["levels"] == [0.0, 1000.0] and model.card.noise == "fit"
+    loss = blindspot_net.surprise if noise else blindspot_net.uncalibrated
+    seen = torch.from_numpy(noisy[:, None].astype(np.float32) / 1000)
+    with torch.no_grad():
+        before, after = loss(network, seen), loss(model.module, seen)
+    assert after < before - 0.2, (before, after)
+    assert xrk.enhance(noisy[0], model, levels=(0, 1000)).shape == noisy[0].shape
+
+
+def test_the_keras_file_goes_on(shared_data):
+    pytest.importorskip("h5py")
+    noisy, _ = frames(2, 32)
+    published = xrk.load(shared_data / "fixtures" / "sspg_keras2.9_weights.hdf5")
+    model = adapt(noisy, published, steps=1, spot=1, **OPTIONS | {"features": None, "batch": 1})
+    assert model.card.training["loss_function"] == "uncalibrated" and model.card.config["rotations"] == [3]
+    assert model.card.training["begun_from"].startswith("sspg_keras2.9_weights, sha256")
+    assert xrk.enhance(noisy[0], model).shape == noisy[0].shape
 
 
 def test_correlation_is_measured_and_hides_more():
@@ -94,7 +178,36 @@ def test_correlation_is_measured_and_hides_more():
         (lambda f: f * np.nan, {}, InputError, "not finite"),
         (lambda f: f, {"model": "resnet18-unet", "features": None}, InputError, "expected a blind-spot network"),
         (lambda f: f, {"spot": 0}, InputError, "spot is 0"),
+        (lambda f: f, {"spot": 17}, InputError, "spot is 17; expected 1 to 16"),
         (lambda f: f, {"steps": 0}, InputError, "steps is 0"),
+        (lambda f: f, {"steps": 2.5}, InputTypeError, "steps is 2.5; expected a whole number"),
+        (lambda f: f, {"steps": True}, InputTypeError, "steps is True"),
+        (lambda f: f, {"patience": 0}, InputError, "patience is 0"),
+        (lambda f: f, {"batch": 0}, InputError, "batch is 0"),
+        (lambda f: f, {"seed": -1}, InputError, "seed is -1"),
+        (lambda f: f, {"seed": 1 << 64}, InputError, "seed is 1844"),
+        (lambda f: f, {"features": 0}, InputError, "features is 0"),
+        (lambda f: f, {"features": -3}, InputError, "features is -3"),
+        (lambda f: f, {"patch": 33}, InputError, "patch is 33; expected a multiple of 32"),
+        (lambda f: f, {"patch": 0}, InputError, "patch is 0"),
+        (lambda f: f, {"patch": -5}, InputError, "patch is -5"),
+        (lambda f: f, {"rate": -1}, InputError, "rate is -1"),
+        (lambda f: f, {"rate": float("nan")}, InputError, "rate is nan"),
+        (lambda f: f, {"rate": "fast"}, InputTypeError, "rate is 'fast'"),
+        (lambda f: f, {"noise": "off"}, InputTypeError, "noise is 'off'"),
+        (lambda f: f, {"noise": (8, 0, 0)}, InputTypeError, "noise is"),
+        (lambda f: f, {"loss": "mse"}, InputError, "loss='mse'"),
+        (lambda f: f, {"loss": "uncalibrated", "features": None}, InputError, "made for the calibrated loss"),
+        (lambda f: f, {"loss": "uncalibrated", "levels": (5, 1)}, InputError, "black < white"),
+        (lambda f: f.astype(np.float32), {"loss": "uncalibrated"}, InputError, "needs levels"),
+        (lambda f: f, {"device": "cuda:99"}, DeviceError, "is not here"),
+        (lambda f: f, {"device": "foo"}, DeviceError, "no device that xrk can use"),
+        (lambda f: f, {"progress": 5}, InputTypeError, "progress=5"),
+        (lambda f: f, {"run": __file__}, InputError, "is a file; name another"),
+        (lambda f: f, {"run": 5}, InputTypeError, "run is a int"),
+        (lambda f: f, {"out": 5}, InputTypeError, "out is a int"),
+        (lambda f: np.ma.MaskedArray(f, f > f.mean()), {}, InputError, "masked"),
+        (lambda f: [f[0], np.ma.MaskedArray(f[1], f[1] > f.mean())], {}, InputError, "masked"),
         (lambda f: f, {"out": "/nowhere/at/all.safetensors"}, ImageFileError, "nowhere"),
     ],
 )

@@ -4,27 +4,38 @@
       ── BlindSpot: mean m and deviation s of each pixel's noise-free value from its surroundings ──
       loss = mean[(y - m)^2 / (s^2 + 1) + log(s^2 + 1) + 0.1 |s|]
 
-The loss is that of the calibrated models (Khademi et al., WACV 2021, equations 7 and 8): no clean image in it. It rests
-on noise that is independent from pixel to pixel. That is measured first, and where it does not hold the network is made
-blind for more than the pixel itself.
+    frames ── normalised by black and white ── random patches, turned and mirrored
+      ── BlindSpot: mean m and deviation s of each pixel from its surroundings, its noise included ──
+      loss = mean[(y - m)^2 / (s^2 + f) + log(s^2 + f)]
+
+The first loss is that of the calibrated models (Khademi et al., WACV 2021, equations 7 and 8), the second that of their
+uncalibrated one: no clean image in either. The uncalibrated network learns the noise with the rest, and what of it is
+noise is fitted to each frame when it is enhanced. Its floor f is published as 0.001, which at 16 bits is a deviation of
+2072 counts; here it is that or a tenth of the noise's variance, the lesser, so that the deviation is learnt from quiet
+frames too. Far less would be no floor: a deviation that is too small at the start then costs more than all pixels.
+
+Both rest on noise that is independent from pixel to pixel. That is measured first, and where it does not hold the
+network is made blind for more than the pixel itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from xrk import arrays, radiograph
 from xrk.errors import InputError, InputTypeError
@@ -32,13 +43,19 @@ from xrk.io.atomic import check_target
 from xrk.loading import Model, load
 from xrk.models import BlindSpot, Card
 from xrk.noise import NoiseModel, estimate_noise
+from xrk.progress import Progress, check_progress, told
+from xrk.runtime.device import resolve_device
 from xrk.training import blindspot_net
+from xrk.training.adaptation_run import Run, check_folder
 
 __all__ = ["adapt", "lagged"]
 
 # From this correlation between neighbours on, the pixels beside one tell of its noise.
 CORRELATED = 0.05
-_VALIDATE_EVERY = 25
+LOSSES = ("calibrated", "uncalibrated")
+# A network blind for more would not fit on the smallest frames.
+_WIDEST = 16
+_FLOOR, _FLOOR_OF_NOISE = 1e-3, 0.1
 _DESCRIPTION = "Blind-spot network adapted to a detector from its own noisy frames, without a clean image."
 _LIMITS = (
     "Fits the detector and the settings that its frames were taken with. Structure as weak as the noise can be smoothed"
@@ -52,7 +69,9 @@ def adapt(
     *,
     out: str | os.PathLike[str] | None = None,
     run: str | os.PathLike[str] | None = None,
+    loss: str | None = None,
     noise: NoiseModel | None = None,
+    levels: tuple[float, float] | None = None,
     spot: int | None = None,
     features: int | None = None,
     steps: int = 600,
@@ -62,45 +81,77 @@ def adapt(
     patience: int = 8,
     seed: int = 0,
     device: str | torch.device | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Progress = None,
     say: Callable[[str], Any] | None = None,
 ) -> Model:
     """Trains a blind-spot network on noisy frames of one detector.
 
     Args:
         frames: (N, H, W) counts or a sequence of (H, W), two or more of one size and dtype, each side at least 32.
-        model: the shipped "blindspot", or a blind-spot `Model` or checkpoint, to go on from.
+        model: the shipped "blindspot", or a blind-spot `Model` or checkpoint, to go on from; a published Keras file is
+            one.
         out: also write the weights and their card to this .safetensors file, whole or not at all.
-        run: folder for the run's state: a run that was killed goes on from its last checkpoint there.
-        noise: the frames' noise; by default the median of estimates from up to eight frames.
-        spot: half the side of what is blind, see `BlindSpot`, from 1 on; by default the distance from which on the
+        run: folder for the run's state: a run that was killed goes on from its last checkpoint there, and one that was
+            done goes on if more ``steps`` are asked for.
+        loss: "calibrated" or "uncalibrated", see above: what a network to go on from was made for, and by default of
+            one that begins anew "calibrated".
+        noise: the frames' noise; by default the median of estimates from up to eight frames. The uncalibrated loss
+            takes its scale from it and no more.
+        levels: (black, white) of networks that see normalised counts, which the uncalibrated ones do; by default the
+            dtype's range. `xrk.enhance` must be given the same.
+        spot: half the side of what is blind, see `BlindSpot`, 1 to 16; by default the distance from which on the
             noise of pixels is not correlated.
         features: begin from random weights instead, of a network with so many channels.
-        steps, patch, batch, rate: training steps, side and number of the patches of each, first learning rate.
+        steps, batch: training steps, and patches of each.
+        patch: their side, a multiple of 32; of smaller frames the largest that fits.
+        rate: first learning rate.
         patience: ends after so many checks, 25 steps apart, without a better one.
         seed: of everything random.
         device: "cpu", "cuda"; by default the CPU.
-        progress: called with (steps done, steps). What it raises ends the run.
+        progress: True for a bar, or a function that is called with (steps done, steps). What it raises ends the run.
         say: called with sentences: what was found in the frames before the training begins, and why it ended early.
 
     Returns:
         The adapted `Model`; its card tells the frames' sha256, the noise, the correlation that was found, the steps.
 
     Raises:
-        InputError: fewer than two frames, frames of different sizes, or without any noise, a spot or a number of steps
-        below 1, a ``run`` of other frames or settings. InputTypeError: a dtype that
-        cannot be used. ModelNotFoundError, CheckpointError, CheckpointFileError: see `xrk.load`. ImageFileError:
-        ``out`` cannot be written.
+        InputError: fewer than two frames, frames of different sizes, with masked or missing values, or without any
+        noise; an option out of its range; a ``run`` of other frames or settings; a training that diverged.
+        InputTypeError: a dtype or a kind of option that cannot be used. DeviceError: the device is not there.
+        CheckpointFileError: what lies in ``run`` is damaged. ModelNotFoundError, CheckpointError, CheckpointFileError:
+        see `xrk.load`. ImageFileError: ``out`` cannot be written.
     """
     started = time.monotonic()
-    if spot is not None and spot < 1:
-        raise InputError(f"spot is {spot}; expected 1 (the pixel alone is blind) or more.")
-    if steps < 1:
-        raise InputError(f"steps is {steps}; expected 1 or more.")
+    steps, patience, batch = (
+        _count(name, value, 1) for name, value in (("steps", steps), ("patience", patience), ("batch", batch))
+    )
+    patch, seed = _count("patch", patch, 32), _count("seed", seed, 0, 2**63 - 2)
+    spot = None if spot is None else _count("spot", spot, 1, _WIDEST)
+    features = None if features is None else _count("features", features, 1)
+    if patch % 32:
+        raise InputError(f"patch is {patch}; expected a multiple of 32.")
+    if isinstance(rate, bool) or not isinstance(rate, Real):
+        raise InputTypeError(f"rate is {rate!r}; expected a number.")
+    if not (math.isfinite(rate) and rate > 0):
+        raise InputError(f"rate is {rate}; expected a finite number above 0.")
+    if loss is not None and loss not in LOSSES:
+        raise InputError(f"loss={loss!r}; expected one of {', '.join(map(repr, LOSSES))}.")
+    if noise is not None and not isinstance(noise, NoiseModel):
+        raise InputTypeError(f"noise is {noise!r}; expected an xrk.NoiseModel, or None for an estimate.")
+    device = resolve_device(device)
+    check_progress(progress)
     if out is not None:
+        if not isinstance(out, str | os.PathLike):
+            raise InputTypeError(f"out is a {type(out).__name__}; expected the path of a file, or None.")
         check_target(out)
+    folder = check_folder(run)
     stack = _stack(frames)
-    start = None if features is not None else _start(model)
+    start = None if features is not None else _start(model, loss)
+    loss = loss or ("calibrated" if start is None or start.module.noise is not None else "uncalibrated")
+    domain = start.card.domain if start is not None else ("stabilised" if loss == "calibrated" else "unit")
+    if domain == "unit":
+        finite = ((frame, None) for frame in stack)
+        levels = radiograph.resolve_levels(levels, stack.dtype, finite)
     if noise is None:
         noise = _estimated(stack)
     say = say or (lambda sentence: None)
@@ -110,31 +161,46 @@ def adapt(
     say(_found(stack, noise, correlation[0], needed, spot))
     spot = needed if spot is None else spot
     patch = min(patch, *(side // 32 * 32 for side in seen.shape[1:]))
+    deviation = 1.0
+    if domain == "unit":
+        black, white = levels
+        seen = np.stack([((frame - black) / (white - black)).astype(np.float32) for frame in stack])
+        deviation = _deviation(stack, noise, white - black)
     torch.manual_seed(seed)
-    network, config, begun = _network(start, features, spot)
-    network = network.to(device or "cpu", memory_format=torch.channels_last)
+    network, config, begun = _network(start, features, spot, loss, deviation)
+    network = network.to(device, memory_format=torch.channels_last)
+    surprise = blindspot_net.surprise
+    if loss == "uncalibrated":
+        surprise = partial(blindspot_net.uncalibrated, floor=min(_FLOOR, _FLOOR_OF_NOISE * deviation**2))
     data = hashlib.sha256(np.ascontiguousarray(stack).tobytes()).hexdigest()
-    facts = hashlib.sha256(json.dumps([seed, steps, patch, batch, rate, config, repr(noise), begun, data]).encode())
-    training = _Run(network, seen, patch, batch, rate, seed, None if run is None else Path(run), facts.hexdigest())
-    done, best = training.go(steps, patience, progress or (lambda done, total: None))
+    facts = {
+        "frames": data, "model": begun, "settings of the network": json.dumps(config), "noise": repr(noise),
+        "levels": repr(levels if domain == "unit" else None), "seed": repr(seed), "patch": repr(patch),
+        "batch": repr(batch), "rate": repr(float(rate)),
+    }  # fmt: skip
+    training = Run(network, surprise, seen, patch, batch, float(rate), seed, folder, facts)
+    with told(progress, steps, "step") as tell:
+        done, best = training.go(steps, patience, tell)
     if done < steps:
         say(f"Ended after {done} of {steps} steps: the last {patience} checks were no better.")
     card = Card(
         name="blindspot-adapted" if out is None else Path(out).stem,
         architecture="blindspot",
         config=config,
-        domain="stabilised",
-        noise="estimate",
+        domain=domain,
+        noise="estimate" if domain == "stabilised" else "fit",
         size_multiple=32,
         description=_DESCRIPTION,
         parameters=sum(p.numel() for p in network.parameters()),
         licence="Yours: trained on the frames given.",
         training={
             "recipe": "xrk.adapt",
+            "loss_function": loss,
             "begun_from": begun,
             "data_sha256": data,
             "frames": list(stack.shape),
             "noise": noise.to_dict(),
+            "levels": list(levels) if domain == "unit" else None,
             "lag_one_correlation": {"rows": correlation[0][0], "columns": correlation[0][1]},
             "spot": spot,
             "steps": done,
@@ -179,8 +245,20 @@ def lagged(seen: np.ndarray, steps: int = 1) -> tuple[float, float]:
 # --- what comes in --------------------------------------------------------------------------------------------------
 
 
+def _count(name: str, value: Any, least: int, most: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputTypeError(f"{name} is {value!r}; expected a whole number.")
+    if value < least or (most is not None and value > most):
+        expected = f"{least} or more" if most is None else f"{least} to {most}"
+        raise InputError(f"{name} is {value}; expected {expected}.")
+    return int(value)
+
+
 def _stack(frames: Any) -> np.ndarray:
-    if isinstance(frames, Sequence) and not isinstance(frames, str | bytes):
+    several = isinstance(frames, Sequence) and not isinstance(frames, str | bytes)
+    if any(np.ma.is_masked(frame) for frame in (frames if several else (frames,))):
+        raise InputError("The frames have masked pixels; fill them first.")
+    if several:
         one = [arrays.host_array(frame, f"frame {i}") for i, frame in enumerate(frames)]
         shapes = {frame.shape for frame in one}
         if len(shapes) > 1:
@@ -225,21 +303,40 @@ def _found(
     return f"{told}; spot={spot} was asked for, {'less than' if spot < needed else 'and'} the {needed} needed."
 
 
-def _start(model: Any) -> Model:
+def _deviation(stack: np.ndarray, noise: NoiseModel, span: float) -> float:
+    """The noise's standard deviation at the frames' median, at least that of rounding, over the levels' span."""
+    step = 1.0 if stack.dtype.kind in "iu" else 2.0**-20 * span
+    return math.sqrt(max(float(noise.variance(np.median(stack))), step**2 / 12)) / span
+
+
+def _start(model: Any, loss: str | None) -> Model:
     start = model if isinstance(model, Model) else load(model)
-    blind = isinstance(start.module, BlindSpot) and start.module.noise is not None and start.module.std is not None
-    if not blind or start.card.domain != "stabilised":
+    network = start.module
+    domain = "unit"  # of the published networks: those without a noise of their own, and with one that is learnt
+    blind = isinstance(network, BlindSpot) and network.std is not None
+    if blind and network.noise is not None and next(network.noise.parameters(), None) is None:
+        domain = "stabilised"
+    if not blind or start.card.domain != domain:
         raise InputError(
             f"{start.card.name} is a {start.card.architecture} for {start.card.domain} values; expected a blind-spot "
-            "network for stabilised ones, as xrk.adapt makes them."
+            "network with a standard deviation, as xrk.adapt makes them and Keras files hold them."
+        )
+    if loss is not None and (loss == "calibrated") != (network.noise is not None):
+        own = "uncalibrated" if loss == "calibrated" else "calibrated"
+        raise InputError(
+            f"{start.card.name} was made for the {own} loss; leave out loss={loss!r}, or begin anew: features=."
         )
     return start
 
 
-def _network(start: Model | None, features: int | None, spot: int) -> tuple[BlindSpot, dict[str, Any], str]:
+def _network(
+    start: Model | None, features: int | None, spot: int, loss: str, deviation: float
+) -> tuple[BlindSpot, dict[str, Any], str]:
     """The network to begin with, its configuration, and whose weights it has."""
     if start is None:
         config = {"in_channels": 1, **blindspot_net.CONFIG, "features": features, "spot": spot}
+        if loss == "uncalibrated":
+            config |= {"noise": None, "unit": deviation}
         network = BlindSpot(**config)
         blindspot_net.initialise(network)
         return network, json.loads(json.dumps(config)), "random weights"
@@ -261,90 +358,3 @@ def _save(out: Path, network: BlindSpot, card: Card) -> str:
     finally:
         partial.unlink(missing_ok=True)
     return digest
-
-
-# --- the run --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Run:
-    network: BlindSpot
-    seen: np.ndarray
-    patch: int
-    batch: int
-    rate: float
-    seed: int
-    folder: Path | None
-    facts: str  # what a checkpoint must agree with to be gone on from
-
-    def go(self, steps: int, patience: int, tell: Callable[[int, int], Any]) -> tuple[int, float]:
-        """Trains, leaves the best weights in the network, and returns the steps done and the best loss."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.rate)
-        rng = np.random.default_rng(self.seed)
-        held_out = self._patches(np.random.default_rng(self.seed + 1), 8)
-        best, best_state, stale, step = float("inf"), self._state(), 0, 0
-        saved = self._load()
-        if saved is not None:
-            self.network.load_state_dict(saved["network"])
-            optimizer.load_state_dict(saved["optimizer"])
-            rng.bit_generator.state = saved["generator"]
-            best, best_state, stale, step = saved["best"], saved["best_state"], saved["stale"], saved["step"]
-        while step < steps and stale < patience:
-            for group in optimizer.param_groups:  # constant, then down to a tenth over the last third
-                group["lr"] = self.rate * min(1.0, 0.1 + 0.9 * 3 * (1 - step / steps))
-            loss = blindspot_net.surprise(self.network, self._patches(rng, self.batch))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            if step % _VALIDATE_EVERY == 0 or step == steps:
-                with torch.inference_mode():
-                    value = float(blindspot_net.surprise(self.network, held_out))
-                stale = stale + 1 if value >= best else 0
-                if value < best:
-                    best, best_state = value, self._state()
-                self._store(optimizer, rng, best, best_state, stale, step)
-            tell(step, steps)
-        self.network.load_state_dict(best_state)
-        return step, best
-
-    def _patches(self, rng: np.random.Generator, count: int) -> Tensor:
-        out = np.empty((count, 1, self.patch, self.patch), np.float32)
-        for i in range(count):
-            frame = self.seen[rng.integers(len(self.seen))]
-            top, left = (rng.integers(side - self.patch + 1) for side in frame.shape)
-            piece = frame[top : top + self.patch, left : left + self.patch]
-            piece = np.rot90(piece, rng.integers(4))
-            out[i, 0] = piece.T if rng.random() < 0.5 else piece
-        return torch.from_numpy(out).to(next(self.network.parameters()).device)
-
-    def _state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-
-    def _load(self) -> dict[str, Any] | None:
-        if self.folder is None or not (self.folder / "checkpoint.pt").exists():
-            return None
-        device = next(self.network.parameters()).device
-        saved = torch.load(self.folder / "checkpoint.pt", map_location=device, weights_only=True)
-        if saved["facts"] != self.facts:
-            raise InputError(f"{self.folder} holds a run with other frames or settings; name another folder.")
-        return saved
-
-    def _store(self, optimizer, rng, best: float, best_state: dict, stale: int, step: int) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        saved = {
-            "facts": self.facts,
-            "network": self.network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generator": rng.bit_generator.state,
-            "best": best,
-            "best_state": best_state,
-            "stale": stale,
-            "step": step,
-        }
-        partial = self.folder / "checkpoint.partial"
-        torch.save(saved, partial)
-        os.replace(partial, self.folder / "checkpoint.pt")

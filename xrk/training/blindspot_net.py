@@ -90,6 +90,16 @@ def surprise(network: BlindSpot, noisy: Tensor) -> Tensor:
     return ((noisy - mean) ** 2 / variance + variance.log() + 0.1 * std.abs()).mean()
 
 
+def uncalibrated(network: BlindSpot, noisy: Tensor, floor: float = 1e-3) -> Tensor:
+    """As `surprise`, of a network without a noise: mean[(y - m)^2 / (s^2 + floor) + log(s^2 + floor)].
+
+    Here s is the deviation of the pixel with its noise. Khademi et al., the uncalibrated model, and their code's floor.
+    """
+    mean, std = network(noisy).split(1, dim=1)
+    variance = std.square() + floor
+    return ((noisy - mean) ** 2 / variance + variance.log()).mean()
+
+
 def answer(network: BlindSpot) -> nn.Module:
     """What runs on a frame: the posterior mean."""
     return Mean(network) if network.std is None else Posterior(network)
