@@ -58,6 +58,47 @@ def test_regions():
         metrics.snr(image, even, 0)
 
 
+def test_missing_values_are_named():
+    x, y = (image / 65535 for image in images())
+    x[3, 4], y[5, 6] = np.nan, np.inf
+    with pytest.raises(InputError, match="first image has 1 values that are not finite"):
+        xrk.compare(x, y, data_range=1)
+    with pytest.raises(InputError, match="second image has 1 values"):
+        xrk.compare(np.nan_to_num(x), y, data_range=1)
+
+
+def test_the_command_tells_of_regions(tmp_path, capsys):
+    from xrk.cli import main
+
+    x, y = images((3, 128, 100))
+    y[:, 40:60, 30:40] += 3000
+    for name, array in (("a", x), ("b", y)):
+        xrk.io.write(tmp_path / f"{name}.tif", array)
+    command = ["compare", *(str(tmp_path / f"{name}.tif") for name in "ab")]
+    inside, beside = np.s_[40:60, 30:40], np.s_[70:120, 0:99]
+    regions = ["--region", "40:60,30:40", "--background", "70:120,0:99"]
+    assert main([*command, *regions]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("a.tif against b.tif: PSNR")
+    for line, name, frame in zip(lines[1:], "ab", (x[1], y[1]), strict=True):
+        figures = f"SNR {metrics.snr(frame, inside):.2f}, CNR {metrics.cnr(frame, inside, beside):.2f}"
+        assert line == f"{name}.tif: {figures}"
+    more = ["--offset", "1000", "--resolution", "44.3", "--reference", command[2]]
+    assert main([*command, "--region", "40:60,30:40", *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == f"a.tif: SNR_n {2 * metrics.snr(x[1] - 1000.0, inside):.2f}" and len(lines) == 4
+    for options, problem in (
+        (["--region", "40,30"], "expected rows and columns R0:R1,C0:C1"),
+        (["--region", "0:10,90:101"], "The region 0:10,90:101 leaves an image of 128 rows and 100 columns"),
+        (["--region", "0:9,0:9", "--background", "5:5,0:9"], "has 0 pixels"),
+        (["--region", "0:9,0:9", "--resolution", "0"], "resolution is 0"),
+        (["--background", "0:9,0:9"], "name it with --region"),
+    ):
+        assert main([*command, *options]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and problem in err
+
+
 def test_the_picture(tmp_path):
     x, y = images()
     xrk.compare(x, y, png=tmp_path / "compared.png", row=5)

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -73,7 +73,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from xrk import cli_adapt, cli_enhance, cli_inspect, cli_video
+    from xrk import cli_adapt, cli_compare, cli_enhance, cli_inspect, cli_video
 
     parser = _Parser(prog="xrk", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")
@@ -120,21 +120,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
     cli_adapt.add(verb)
     cli_video.add(verb)
-
-    compare = verb(
-        "compare", _compare, "measure how far an image is from another",
-        epilog="example: xrk compare noisy.tif enhanced.tif --reference reference.tif --picture compared.png",
-    )  # fmt: skip
-    compare.add_argument("a", metavar="A", help="TIFF image")
-    compare.add_argument("b", metavar="B", help="another of the same size; the truth, where no reference is named")
-    compare.add_argument("--reference", metavar="TIFF", help="the truth; A and B are both measured against it")
-    compare.add_argument("--range", type=float, metavar="COUNTS", help="peak of PSNR (default: the dtype's range)")
-    compare.add_argument("--picture", metavar="PNG", help="both images, their residual, and the values along one row")
-    compare.add_argument("--row", type=int, metavar="N", help="that row (default: the middle one)")
-    compare.add_argument(
-        "--brisque", action="store_true", help="also tell BRISQUE of each image, which knows 8-bit photographs only"
-    )
-
+    cli_compare.add(verb)
     verb("models", _models, "list the networks that come with xrk")
     cli_inspect.add(verb)
     verb("info", _info, "show versions, devices, and which kernel path runs here and why")
@@ -203,38 +189,6 @@ def _fuse(arguments: argparse.Namespace) -> int:
     shift = "unknown" if report.shift is None else "{:+.0f} rows, {:+.0f} columns".format(*report.shift)
     print(f"{arguments.out}\n  {report.method} fusion; shift {shift}; {report.clipped} pixels clipped")
     return 0
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    import xrk
-
-    a, b = (xrk.io.read(path).array for path in (arguments.a, arguments.b))
-    names = (Path(arguments.a).name, Path(arguments.b).name)
-    drawn = {"png": arguments.picture, "row": arguments.row, "names": names}
-    if arguments.reference is None:
-        print(f"{names[0]} against {names[1]}: {xrk.compare(a, b, data_range=arguments.range, **drawn)}")
-        _tell_brisque(arguments, dict(zip(names, (a, b), strict=True)))
-        return 0
-    reference = xrk.io.read(arguments.reference).array
-    told = [xrk.compare(image, reference, data_range=arguments.range) for image in (a, b)]
-    if arguments.picture is not None:
-        xrk.compare(a, b, data_range=arguments.range, **drawn)
-    for name, figures in zip(names, told, strict=True):
-        print(f"{name} against {Path(arguments.reference).name}: {figures}")
-    _tell_brisque(arguments, {**dict(zip(names, (a, b), strict=True)), Path(arguments.reference).name: reference})
-    return 0
-
-
-def _tell_brisque(arguments: argparse.Namespace, images: dict[str, Any]) -> None:
-    """Of every image, of stacks the middle frame."""
-    if not arguments.brisque:
-        return
-    from xrk import comparison, metrics
-
-    for name, image in images.items():
-        frame = image if image.ndim == 2 else image[len(image) // 2]
-        peak = comparison.range_of(frame) if arguments.range is None else arguments.range
-        print(f"{name}: BRISQUE {metrics.brisque(frame, peak):.1f}")
 
 
 def _info(_: argparse.Namespace) -> int:

@@ -67,12 +67,16 @@ def compare(
         names: what to call the images in the picture.
 
     Raises:
-        InputError: the shapes differ, or floats come without a data range. InputTypeError: a kind or dtype that cannot
-        be used. ImageFileError: the picture cannot be written.
+        InputError: the shapes differ, values are not finite, or floats come without a data range. InputTypeError: a
+        kind or dtype that cannot be used. ImageFileError: the picture cannot be written.
     """
     x, y = (np.asarray(arrays.accept(a).array) for a in (image, other))
     if x.shape != y.shape:
         raise InputError(f"The images have shapes {x.shape} and {y.shape}; expected one shape.")
+    for name, image in (("first", x), ("second", y)):
+        missing = np.count_nonzero(~np.isfinite(image)) if image.dtype.kind == "f" else 0
+        if missing:
+            raise InputError(f"The {name} image has {missing} values that are not finite (NaN, Inf); fill them first.")
     if data_range is None:
         data_range = max(range_of(x), range_of(y))
     frames = list(zip(*(a if a.ndim == 3 else a[None] for a in (x, y)), strict=True))
