@@ -112,7 +112,12 @@ def _stack(frames: Any, name: str) -> np.ndarray:
     if isinstance(frames, str | os.PathLike):
         stack = io.read(frames).array
     elif isinstance(frames, Sequence):
-        stack = np.stack([arrays.host_array(frame, name) for frame in frames])
+        each = [arrays.host_array(frame, name) for frame in frames]
+        shapes = {frame.shape for frame in each}
+        if len(shapes) != 1:
+            given = " and ".join(map(str, sorted(shapes)[:2])) if shapes else "no frame at all"
+            raise InputError(f"calibrate: {name} are {given}; expected frames of one shape (H, W), 2 or more.")
+        stack = np.stack(each)
     else:
         stack = arrays.host_array(frames, name)
     if stack.dtype.kind not in "uif":

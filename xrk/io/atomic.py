@@ -18,7 +18,10 @@ def check_target(path: str | os.PathLike) -> Path:
 
     Raises ImageFileError where the folder is missing or not writable, or where a folder or a device has this name.
     """
-    target = Path(os.path.realpath(path))
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError as error:  # a name with a zero byte
+        raise ImageFileError(f"{str(path)!r} cannot be written: {error}.") from None
     if target.is_dir():
         raise ImageFileError(f"{path} is a folder; name the file to write in it.")
     if target.exists() and not target.is_file():
@@ -64,6 +67,8 @@ def _identity(path: str) -> Any:
     """Equal for two names of one file, whether it is there already or not."""
     try:
         status = os.stat(path)
+    except ValueError:  # a name with a zero byte, which no file has
+        return path
     except OSError:
         real = os.path.realpath(path)
         return real.casefold() if sys.platform in ("win32", "darwin") else real

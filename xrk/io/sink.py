@@ -13,6 +13,7 @@ import numpy as np
 
 from xrk.errors import ImageFileError, InputError, InputTypeError
 from xrk.io import segments
+from xrk.io.arguments import array_of, black_and_white
 from xrk.io.atomic import atomic_file
 from xrk.io.directories import HEADER, Layout, encode_directories, header, metadata
 from xrk.io.image import Page
@@ -120,7 +121,7 @@ class Sink:
         with self._lock:
             self._check_open()
             first, end = self._checked_rows(rows, page)
-            array = np.asarray(array)
+            array = array_of(array)
             if array.shape != (end - first, self.shape[-1]):
                 expected = (end - first, self.shape[-1])
                 raise InputError(f"Rows {first} to {end} of {self.path} are {expected}, not {array.shape}.")
@@ -176,18 +177,17 @@ class Sink:
             raise InputError(f"page={page!r}; {self.path} has pages 0 to {self._frames - 1}.")
         if not isinstance(rows, slice) or rows.step not in (None, 1):
             raise InputTypeError(f"rows={rows!r}; expected a slice of neighbouring rows, such as slice(0, 64).")
-        first, end = rows.start or 0, height if rows.stop is None else rows.stop
-        if not 0 <= first < end <= height:
+        first, end = 0 if rows.start is None else rows.start, height if rows.stop is None else rows.stop
+        whole = all(isinstance(row, int | np.integer) for row in (first, end))
+        if not whole or not 0 <= first < end <= height:
             raise InputError(f"rows={rows!r}; expected a slice of the rows 0 to {height}, not empty.")
         return int(first), int(end)
 
     def _checked_pixels(self, array: np.ndarray, levels) -> tuple[np.ndarray, float, float]:
         scale, offset = 1.0, 0.0
         if levels is not None:
-            black, white = (float(v) for v in levels)
+            black, white = black_and_white(levels)
             scale, offset = white - black, black
-            if not (math.isfinite(scale) and math.isfinite(offset) and scale > 0):
-                raise InputError(f"levels={levels!r}; expected (black, white), two finite numbers with black < white.")
         kind = array.dtype.newbyteorder("=")
         floats = kind.kind == "f"
         if not floats and (kind != self.dtype or levels is not None):

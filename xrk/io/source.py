@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from xrk.errors import ImageFileError, InputError, InputTypeError
+from xrk.io.arguments import black_and_white, check_path, whole_number
 from xrk.io.image import Image, Metadata, Page
 from xrk.io.tiff_native import NativePixels, NotTaken
 from xrk.io.tiff_reader import WholePixels, available_memory, check_head
@@ -21,6 +22,7 @@ from xrk.radiograph import Correction
 __all__ = ["Source", "open", "read"]
 
 CACHE = 64 << 20
+MOST_CACHE, MOST_THREADS = 1 << 62, 1 << 16
 WHOLE = 256 << 20  # bytes of a strip that `read` decodes at once, which is faster, beside an array that is no smaller
 BORDERS = ("reflect", "symmetric", "edge", "constant")
 Levels = tuple[float, float]
@@ -34,7 +36,7 @@ def open(path: str | os.PathLike, *, threads: int | None = None, cache: int = CA
 
     Taken: one sample per pixel; unsigned and signed integers of up to 32 bits (packed ones, such as 12 bits, come
     in the next larger dtype), floats of 16, 32 and 64; strips and tiles; classic and BigTIFF; ImageJ, OME and plain
-    files. Reduced copies of the image (a pyramid, a thumbnail) are left aside, and named in `Source.notes`. xrk's own
+    files; 262144 pages at most (32768 of those for tifffile). Reduced copies of the image (a pyramid, a thumbnail) are left aside, and named in `Source.notes`. xrk's own
     reader takes most of these; for the rest tifffile reads whole pages, and a line in the log "xrk.io" says why.
 
     Args:
@@ -49,14 +51,12 @@ def open(path: str | os.PathLike, *, threads: int | None = None, cache: int = CA
             there), colour, of an unsupported dtype, pages of different sizes, or compressed in a way that needs the
             extra ``codecs``.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads={threads}; expected 1 or more.")
-    if cache < 0:
-        raise InputError(f"cache={cache}; expected a number of bytes, 0 or more.")
-    return _opened(path, threads, cache)
+    threads = None if threads is None else whole_number(threads, "threads", 1, MOST_THREADS)
+    return _opened(path, threads, whole_number(cache, "cache", 0, MOST_CACHE, " of bytes"))
 
 
 def _opened(path: str | os.PathLike, threads: int | None, cache: int, whole: int = 0) -> "Source":
+    check_path(path)
     check_head(path)
     try:
         pixels: Any = NativePixels(path, cache, threads or min(8, _processors()), whole)
@@ -246,8 +246,7 @@ class Source:
         schedule: (rows, cols) or (rows, cols, page), as for `read`. An iterator that is closed or thrown away reads no
         further. Raises what `read` raises, in the place of the window that fails.
         """
-        if ahead < 1:
-            raise InputError(f"ahead={ahead}; expected 1 or more.")
+        ahead = whole_number(ahead, "ahead", 1)
         options = {"halo": halo, "border": border, "dtype": dtype, "levels": levels}
         left = iter(schedule)
         ring: list[Future[np.ndarray]] = []
@@ -319,7 +318,7 @@ class Source:
                 f"dtype={dtype!r}; expected float16, float32 or float64 for normalised values, or nothing for the "
                 f"file's own {self.dtype.name}."
             )
-        black, white = _levels(self.levels if levels is None else levels)
+        black, white = black_and_white(self.levels if levels is None else levels)
         return wanted, (black, 1.0 / (white - black))
 
 
@@ -350,16 +349,6 @@ def _halo(halo: int | tuple[int, int]) -> tuple[int, int]:
     ):
         raise InputError(f"halo={halo!r}; expected a number of pixels, or the pair (above and below, left and right).")
     return int(pair[0]), int(pair[1])
-
-
-def _levels(levels: Levels) -> Levels:
-    try:
-        black, white = (float(v) for v in levels)
-    except (TypeError, ValueError):
-        raise InputTypeError(f"levels={levels!r}; expected (black, white), two numbers.") from None
-    if not (black < white and math.isfinite(white - black) and math.isfinite(1.0 / (white - black))):
-        raise InputError(f"levels=({black:g}, {white:g}); expected two finite numbers, black < white.")
-    return black, white
 
 
 def _check_out(out: Any, shape: tuple[int, int], dtype: np.dtype) -> None:

@@ -1,5 +1,6 @@
 """Writing TIFF files: row by row (`create`), or a whole array (`write`); like a file that was read, or from scratch."""
 
+import operator
 import os
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from xrk.errors import ImageFileError, InputError, InputTypeError
 from xrk.io import segments
+from xrk.io.arguments import array_of, check_path, whole_number
 from xrk.io.atomic import check_target
 from xrk.io.codecs import CODES, LOSSLESS, check_encoder
 from xrk.io.image import Image, Metadata, Page
@@ -19,6 +21,8 @@ from xrk.io.tiff_reader import DTYPES, SUPPORTED
 
 __all__ = ["check_writable", "create", "write"]
 
+LEVELS = {CODES["deflate"]: 12, 32946: 12, CODES["zstd"]: 22}  # the highest of a codec that has levels
+MOST_SIDE = (1 << 31) - 1
 OTHER_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".dcm", ".h5", ".hdf5", ".npy", ".npz", ".raw", ".edf"}
 
 
@@ -65,9 +69,10 @@ def create(
         ImageFileError: the file cannot be written there or like that. InputError, InputTypeError: arguments that do
         not fit together.
     """
-    like = getattr(like, "metadata", like)  # a Source's, whose own dtype says nothing of the byte order
+    check_path(path)
+    like = _metadata(like)
     if like is not None:
-        shape = tuple(like.shape) if shape is None else tuple(shape)
+        shape = like.shape if shape is None else shape
         dtype = like.dtype if dtype is None else dtype
     if shape is None or dtype is None:
         raise InputError("create() was given no shape or no dtype; expected both, or like= a file that was read.")
@@ -76,7 +81,11 @@ def create(
     order = order if order in ("<", ">") else {"little": "<", "big": ">"}[sys.byteorder]
     if byteorder not in (None, order):
         raise InputError(f"byteorder={byteorder!r}; expected {'that of like, ' if like is not None else ''}{order!r}.")
+    if not isinstance(predictor, bool | np.bool_ | None):
+        raise InputTypeError(f"predictor={predictor!r}; expected True, False or None.")
     pages = _output_pages(like, compression, dtype, predictor)
+    level = whole_number(level, "level", 1, min(LEVELS.get(page.compression, 22) for page in pages))
+    threads = None if threads is None else whole_number(threads, "threads", 1)
     changes: dict[str, Any] = {}
     if tile is not None or rowsperstrip is not None:
         changes |= {"tile": _checked_tile(tile, rowsperstrip), "rowsperstrip": rowsperstrip}
@@ -84,7 +93,7 @@ def create(
         changes |= _resolution(resolution, resolution_unit)
     pages = [replace(page, **changes) for page in pages]
     if description is not None:
-        pages = [replace(pages[0], description=description.encode()), *pages[1:]]
+        pages = [replace(pages[0], description=_encoded(description)), *pages[1:]]
         if len(pages) == 1 and len(shape) == 3 and shape[0] > 1:
             pages.append(replace(pages[0], description=b""))
     _check_place(path, pages)
@@ -112,7 +121,8 @@ def write(
     Raises ImageFileError as `check_writable`, or where the disk is full; InputError and InputTypeError for an array
     or an option that does not fit.
     """
-    array = np.asarray(array)
+    array = array_of(array)
+    like = _metadata(like)
     if like is not None and tuple(like.shape) != array.shape:
         raise InputError(f"an array of shape {array.shape} cannot be written like one of shape {tuple(like.shape)}.")
     with create(path, like=like, shape=array.shape, dtype=array.dtype, compression=compression) as sink:
@@ -127,8 +137,26 @@ def check_writable(path: str | os.PathLike, like: Any = None, *, compression: st
     Raises ImageFileError: the folder is missing or closed to writing, the name is that of a folder or of another
     format, or the compression needs a library that is not here.
     """
-    like = getattr(like, "metadata", like)
+    check_path(path)
+    like = _metadata(like)
     _check_place(path, _output_pages(like, compression, like.dtype if like is not None else np.dtype("u2")))
+
+
+def _metadata(like: Any) -> Metadata | None:
+    """Of a Source its metadata, for its own dtype says nothing of the byte order."""
+    found = getattr(like, "metadata", like)
+    if found is not None and not isinstance(found, Metadata):
+        raise InputTypeError(f"like is a {type(like).__name__}; expected what xrk.io.open or xrk.io.read gave.")
+    return found
+
+
+def _encoded(description: Any) -> bytes:
+    if not isinstance(description, str):
+        raise InputTypeError(f"description is a {type(description).__name__}; expected a text.")
+    try:
+        return description.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"description is no text that UTF-8 can hold: {error.reason}.") from None
 
 
 def _check_place(path: str | os.PathLike, pages: list[Page]) -> None:
@@ -141,8 +169,11 @@ def _check_place(path: str | os.PathLike, pages: list[Page]) -> None:
 
 
 def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    sizes = tuple(int(size) for size in shape)
-    if len(sizes) not in (2, 3) or 0 in sizes or min(sizes) < 0 or max(sizes[-2:]) >= 1 << 31:
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise InputTypeError(f"shape={shape!r}; expected (H, W) or (N, H, W), whole numbers.") from None
+    if len(sizes) not in (2, 3) or min(sizes) < 1 or max(sizes[-2:]) > MOST_SIDE:
         raise InputError(f"a TIFF file takes an array (H, W) or (N, H, W) that is not empty, not one of {sizes}.")
     return sizes
 
@@ -160,19 +191,26 @@ def _checked_dtype(dtype: Any) -> np.dtype:
 def _checked_tile(tile: tuple[int, int] | None, rowsperstrip: int | None) -> tuple[int, int] | None:
     if tile is not None and rowsperstrip is not None:
         raise InputError("create() was given both tile= and rowsperstrip=; expected one of them.")
-    sides = (16, 16) if tile is None else tuple(tile)
+    if rowsperstrip is not None:
+        whole_number(rowsperstrip, "rowsperstrip", 1, MOST_SIDE)
+        return None
+    try:
+        sides = tuple(operator.index(side) for side in tile)
+    except TypeError:
+        raise InputTypeError(f"tile={tile!r}; expected (rows, columns), whole numbers.") from None
     if len(sides) != 2 or any(side < 16 or side % 16 or side > 1 << 15 for side in sides):
         raise InputError(f"tile={tile!r}; expected (rows, columns), multiples of 16 up to {1 << 15}.")
-    if rowsperstrip is not None and rowsperstrip < 1:
-        raise InputError(f"rowsperstrip={rowsperstrip!r}; expected 1 or more.")
-    return None if tile is None else sides
+    return sides
 
 
 def _resolution(resolution: tuple[float, float], unit: str) -> dict[str, Any]:
     units = {"none": 1, "inch": 2, "cm": 3}
     if unit not in units:
         raise InputError(f"resolution_unit={unit!r}; expected one of {', '.join(units)}.")
-    ratios = tuple(Fraction(value).limit_denominator(1 << 16) for value in resolution)
+    try:
+        ratios = tuple(Fraction(value).limit_denominator(1 << 16) for value in resolution)
+    except (TypeError, ValueError, ArithmeticError):
+        ratios = ()
     if len(ratios) != 2 or not all(0 < ratio.numerator < 1 << 32 for ratio in ratios):
         raise InputError(f"resolution={resolution!r}; expected pixels per unit in x and y, both above 0.")
     return {"resolution": tuple((r.numerator, r.denominator) for r in ratios), "resolution_unit": units[unit]}
