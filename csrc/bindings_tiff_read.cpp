@@ -110,26 +110,33 @@ py::object first_odd_frame(const tiff::Reader& reader) {
   return py::none();
 }
 
-// (tag, type, count, values' bytes) of a page. Tags that only say where pixels lie are left out, and values that would
-// make all of them together larger than the file.
-py::list list_entries(const tiff::Reader& reader, std::uint64_t frame) {
+// (tag, type, count, values' bytes) of a page, without tags that say what its pixels are like and where they lie. Fails
+// where the values take more than `most` bytes: pages of a small file may share a large one.
+py::list list_entries(const tiff::Reader& reader, std::uint64_t frame, std::uint64_t most) {
   check_frame(reader, frame);
   py::list list;
-  std::uint64_t left = reader.input().size();
+  std::uint64_t left = most;
   for (const tiff::Entry& entry : guarded([&] { return reader.directory().entries(reader.frame(frame)); })) {
     switch (entry.tag) {
-      case tiff::STRIP_OFFSETS: case tiff::STRIP_BYTE_COUNTS: case tiff::TILE_OFFSETS: case tiff::TILE_BYTE_COUNTS:
+      case tiff::NEW_SUBFILE_TYPE: case tiff::IMAGE_WIDTH: case tiff::IMAGE_LENGTH: case tiff::BITS_PER_SAMPLE:
+      case tiff::COMPRESSION: case tiff::PHOTOMETRIC: case tiff::STRIP_OFFSETS: case tiff::SAMPLES_PER_PIXEL:
+      case tiff::ROWS_PER_STRIP: case tiff::STRIP_BYTE_COUNTS: case tiff::PREDICTOR: case tiff::TILE_WIDTH:
+      case tiff::TILE_LENGTH: case tiff::TILE_OFFSETS: case tiff::TILE_BYTE_COUNTS: case tiff::SAMPLE_FORMAT:
         continue;
     }
     const std::uint64_t bytes = entry.values.bytes();
-    if (bytes > left) continue;
-    left -= bytes;
-    std::string value(bytes, '\0');
     guarded([&] {
-      reader.input().read(entry.values.offset, value.data(), bytes);
-      return 0;
+      if (bytes <= left) return;
+      throw tiff::Failure(tiff::Failure::Kind::damaged, "the tags of its pages take more bytes than xrk takes",
+                          reader.frame(frame).offset);
     });
-    list.append(py::make_tuple(entry.tag, entry.values.type, entry.values.count, py::bytes(value)));
+    left -= bytes;
+    const auto value = py::reinterpret_steal<py::bytes>(
+        PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes)));
+    if (!value) throw py::error_already_set();
+    char* const place = PyBytes_AS_STRING(value.ptr());
+    guarded([&] { reader.input().read(entry.values.offset, place, bytes); });
+    list.append(py::make_tuple(entry.tag, entry.values.type, entry.values.count, value));
   }
   return list;
 }
@@ -294,7 +301,9 @@ void bind_tiff_read(py::module_& m) {
       }, py::arg("frames"),
            "Takes the only frame for the first of so many, which follow it without directories (ImageJ's large stacks).\n"
            "False, and no change, where the file does not hold them.")
-      .def("entries", &list_entries, py::arg("frame"), "(tag, type, count, values as stored) of a frame's directory.")
+      .def("entries", &list_entries, py::arg("frame"), py::arg("most"),
+           "(tag, type, count, values as stored) of a frame's directory, but for tags that `frame` tells of.\n"
+           "Raises TiffFailure where the values take more than `most` bytes.")
       .def("read", &read_window, py::arg("frame"), py::arg("row"), py::arg("column"), py::arg("out"),
            py::arg("border") = "reflect", py::arg("levels") = py::none(), py::arg("threads") = 1,
            py::arg("correction") = py::none(),

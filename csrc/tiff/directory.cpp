@@ -147,9 +147,7 @@ Geometry make_geometry(const Tags& tags, std::uint64_t page_offset, ByteOrder or
   if (predictor < 1 || predictor > 3) unsupported("predictor " + to_string(predictor));
   g.predictor = static_cast<Predictor>(predictor);
   if (g.predictor != Predictor::none) {
-    if (g.compression == Compression::none || g.compression == Compression::packbits) {
-      unsupported("a predictor with compression " + to_string(compression));
-    }
+    if (g.compression == Compression::none) unsupported("a predictor without a compression");
     if (g.packed()) unsupported("a predictor with packed pixels");
     if (g.predictor == Predictor::floating && g.format != SampleFormat::floating) {
       damaged("it has the floating-point predictor, and integers", page_offset);
@@ -205,9 +203,8 @@ Directory::Directory(const Input& input, const Limits& limits) : input_(input), 
     if (next < variant_.header_bytes() || !input.holds(next, variant_.count_bytes())) {
       damaged("page " + number + " is said to lie there, in a file of " + to_string(input.size()) + " bytes", next);
     }
-    if (pages_.size() >= limits.pages || !seen.insert(next).second) {
-      damaged("its pages never end: page " + number + " lies there", next);
-    }
+    if (!seen.insert(next).second) damaged("its pages never end: page " + number + " lies there", next);
+    if (pages_.size() >= limits.pages) damaged("it has page " + number + " there, more than xrk takes", next);
     Page page;
     page.offset = next;
     const std::vector<unsigned char> block = read_entries(page.offset, next);
@@ -277,6 +274,8 @@ void Directory::look_at(Page& page, const std::vector<unsigned char>& block) {
   const std::string what = g.tiled ? " tiles" : " strips";
   for (const bool sizes : {false, true}) {
     const Tag tag = g.tiled ? (sizes ? TILE_BYTE_COUNTS : TILE_OFFSETS) : (sizes ? STRIP_BYTE_COUNTS : STRIP_OFFSETS);
+    // Old writers leave out how long uncompressed strips are: as long as their pixels.
+    if (sizes && !tags.has(tag) && !g.tiled && g.compression == Compression::none) continue;
     if (!tags.has(tag)) damaged("a page without tag " + to_string(tag) + ", which TIFF asks for", page.offset);
     const Values& values = tags.values(tag);
     if (values.count != expected) {
@@ -303,11 +302,12 @@ void Directory::visit_segments(const Page& page, const Visit& visit) const {
   for (std::uint64_t first = 0; first < page.offsets.count; first += at_once) {
     const std::uint64_t number = std::min(at_once, page.offsets.count - first);
     input_.read(page.offsets.offset + first * offset_size, offsets, number * offset_size);
-    input_.read(page.counts.offset + first * count_size, counts, number * count_size);
+    const bool counted = page.counts.count != 0;
+    if (counted) input_.read(page.counts.offset + first * count_size, counts, number * count_size);
     for (std::uint64_t i = 0; i < number; ++i) {
-      const Segment segment{load_integer(offsets + i * offset_size, offset_size, variant_.order),
-                            load_integer(counts + i * count_size, count_size, variant_.order)};
       const std::uint64_t needed = g.stored_bytes(first + i);
+      const Segment segment{load_integer(offsets + i * offset_size, offset_size, variant_.order),
+                            counted ? load_integer(counts + i * count_size, count_size, variant_.order) : needed};
       const auto name = [&] {
         return std::string(g.tiled ? "tile " : "strip ") + to_string(first + i + 1) + " of " +
                to_string(page.offsets.count);

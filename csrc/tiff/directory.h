@@ -15,7 +15,7 @@ namespace xrk::tiff {
 struct Limits {
   std::uint64_t side = (std::uint64_t{1} << 31) - 1;     // pixels in one direction
   std::uint64_t pixels = std::uint64_t{1} << 40;         // of a page
-  std::uint64_t pages = std::uint64_t{1} << 20;
+  std::uint64_t pages = std::uint64_t{1} << 18;
   std::uint64_t segment_bytes = std::uint64_t{1} << 25;  // of a compressed segment that is decoded at once
   // Compressed segments beyond this size may not grow more than `growth` times: a small file must not fill the memory.
   std::uint64_t bomb_bytes = std::uint64_t{1} << 28;
@@ -35,7 +35,7 @@ struct Page {
   std::uint32_t subfile_type = 0;  // bit 0: a reduced copy, bit 2: a mask; only offset and this are known of both
   std::uint16_t photometric = 1;
   Geometry geometry;
-  Values offsets, counts;  // of its segments
+  Values offsets, counts;  // of its segments; no counts: each is as long as its pixels
 
   bool full() const { return (subfile_type & 0b101) == 0; }
 };

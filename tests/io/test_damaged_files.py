@@ -111,6 +111,7 @@ def test_no_file(tmp_path):
         ({"photometric": "rgb"}, np.zeros((8, 8, 3), "u1"), "colour"),
         ({"photometric": "palette", "colormap": np.zeros((3, 256), "u2")}, np.zeros((8, 8), "u1"), "colour"),
         ({"planarconfig": "contig"}, np.zeros((8, 8, 2), "u2"), "2 samples per pixel"),
+        ({"planarconfig": "separate", "photometric": 1}, np.zeros((3, 8, 8), "u2"), "3 samples per pixel"),
         ({}, np.zeros((8, 8), "c8"), "64-bit complex"),
         ({}, np.zeros((8, 8), "u8"), "64-bit unsigned integer"),
         ({}, np.zeros((8, 8), bool), "1-bit unsigned integer"),

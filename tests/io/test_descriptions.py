@@ -138,3 +138,25 @@ def test_hostile_xml():
         assert ome.annotate(text, "{}") is None and ome.annotation(text) is None
         assert ome.significant_levels(text) is None
         assert find_report("ome", add_report("ome", text.encode(), "", REPORT)[0]) == REPORT
+
+
+def test_of_a_large_ome_document_no_tree_is_made(monkeypatch):
+    """A tree takes a hundred times the document's memory, and seconds for each megabyte."""
+    wide = document(attributes='SignificantBits="12"', inside="<a/>" * 150_000)
+    monkeypatch.setattr(minidom, "parseString", lambda text: pytest.fail("a tree was made"))
+    assert ome.significant_levels(wide) == (0, 4095) and ome.annotation(wide) is None
+    once, _ = add_report("ome", wide.encode(), "", REPORT)
+    assert find_report("ome", once) == REPORT and once.startswith(wide[:-6].encode())
+    assert kind_of(once + b" " * (16 << 20)) == "plain" and find_report("ome", once + b" " * (16 << 20)) is None
+
+
+def test_what_counts_of_an_ome_document():
+    """Nothing but elements of these names, whatever their prefix; not comments, and nothing behind damage."""
+    for text in ("<a:Pixels xmlns:a='u' {}/>", "<!-- <Pixels Type='uint8'/> --><Pixels {}/>", "<xPixels/><Pixels {}/>"):
+        text = "<OME>" + text.format('SignificantBits="10" Type="uint16"') + "</OME>"
+        assert ome.significant_levels(text) == (0, 1023) and ome.significant_levels(text[:-1]) is None
+    assert ome.significant_levels('<OME><Pixels SignificantBits="10" Type="uint16"/><Pixels/></OME>') is None
+    ours = '<CommentAnnotation Namespace="urn:xrk:report">{}</CommentAnnotation>'
+    values = "no<b>no</b><s:Value>{<![CDATA[\"a\"]]>:1}</s:Value>no<Value/>no", "<Value>no</Value>"
+    text = f"<OME xmlns:s='u'><Value>no</Value>{''.join(ours.format(value) for value in values)}</OME>"
+    assert ome.annotation(text) == '{"a":1}' and find_report("ome", text.encode()) == {"a": 1}

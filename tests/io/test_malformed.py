@@ -1,12 +1,16 @@
 """The malformed files of malformed.py, in a process of their own: no signal, no hang, little memory, one exception."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from malformed import File, files
+from malformed import PIXELS, SHORT, File, files
+
+from xrk import io
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 300 << 20  # bytes that all files together may add to the process
@@ -108,3 +112,28 @@ def test_what_is_wrong_is_refused(outcomes):
             for name, (words, *_) in outcomes.items():
                 if f"codec-{codec}-{stream}-1" in name:
                     assert "taken" not in words[:2], name
+
+
+@pytest.mark.parametrize("tag", [270, 65000])
+@pytest.mark.parametrize("reversed_bits", [False, True])  # which tifffile reads
+def test_pages_that_share_a_large_tag(tmp_path, tag, reversed_bits):
+    """Each page would bring a copy of it: pages of a small file could fill the memory."""
+    f = File()
+    shared = {tag: (tag, 2, 1 << 20, struct.pack("<I", 16 + len(PIXELS)))}
+    page = f.page() | shared | ({266: f.tag(266, SHORT, 2)} if reversed_bits else {})
+    (tmp_path / "few.tif").write_bytes(f.build(*[page] * 8, data=PIXELS + b"A" * (1 << 20)))
+    assert io.read(tmp_path / "few.tif").shape == (8, 32, 32)
+    (tmp_path / "many.tif").write_bytes(f.build(*[page] * 80, data=PIXELS + b"A" * (1 << 20)))
+    with pytest.raises(io.ImageFileError, match=r"many\.tif is damaged.*more bytes than xrk takes"):
+        io.read(tmp_path / "many.tif")
+
+
+def test_more_pages_than_there_can_be(tmp_path):
+    for more in (0, 1):
+        fields = [("tags", "<u2"), ("tag", "<u2"), ("type", "<u2"), ("count", "<u4"), ("value", "<u4"), ("next", "<u4")]
+        pages = np.zeros((1 << 18) + more, fields)
+        pages["tags"], pages["tag"], pages["type"], pages["count"], pages["value"] = 1, 254, 4, 1, 1
+        pages["next"][:-1] = 16 + pages.itemsize * np.arange(1, len(pages))
+        (tmp_path / "p.tif").write_bytes(File().header(16) + pages.tobytes())
+        with pytest.raises(io.ImageFileError, match="page 262145 there" if more else "no page at full resolution"):
+            io.open(tmp_path / "p.tif")

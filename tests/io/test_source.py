@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from hypothesis import given, settings
-from malformed import PIXELS, File
+from malformed import PIXELS, File, packbits
 
 from xrk import io
 from xrk.errors import ImageFileError, InputError, InputTypeError
@@ -466,3 +466,53 @@ def test_a_last_strip_that_is_as_high_as_the_others(tmp_path, rng):
         with tifffile.TiffFile(path, mode="r+b") as tif:
             tif.pages[0].tags[257].overwrite(27)
         np.testing.assert_array_equal(io.read(path).array, array[:27])
+
+
+@pytest.mark.parametrize("reader", [source_module.NativePixels, source_module.WholePixels])
+def test_significant_bits_of_an_ome_file_are_its_levels(tmp_path, reader):
+    path = tmp_path / "o.tif"
+    full = np.full((3, 8, 9), 4095, "u2")
+    tifffile.imwrite(path, full, ome=True, metadata={"axes": "TYX", "SignificantBits": 12})
+    pixels = reader(path, 0, 1) if reader is source_module.NativePixels else reader(path)
+    with io.Source(path, pixels) as source:
+        assert source.levels == source.metadata.levels == (0, 4095)
+        assert source.read(page=2, dtype="f4").max() == 1
+
+
+@pytest.mark.parametrize("rows", [32, 5])
+def test_strips_whose_byte_counts_are_left_out(tmp_path, rows):
+    """Uncompressed strips are as long as their pixels."""
+    f, row_bytes = File(), len(PIXELS) // 32
+    page = f.page(ROWS_PER_STRIP=rows)
+    del page[279]
+    starts = range(0, len(PIXELS), rows * row_bytes)
+    page[273] = f.tag(273, 4, *(16 + start for start in starts))
+    (tmp_path / "old.tif").write_bytes(f.build(page))
+    with io.open(tmp_path / "old.tif") as source:
+        assert source.reader == "xrk" and np.array_equal(source.read(), np.frombuffer(PIXELS, "u2").reshape(32, 32))
+    page[273] = f.tag(273, 4, *(1 << 20 for start in starts))
+    (tmp_path / "old.tif").write_bytes(f.build(page))
+    with pytest.raises(ImageFileError, match=r"strip 1 of .* is cut off"):
+        io.open(tmp_path / "old.tif")
+    page[259] = f.tag(259, 3, 32773)
+    (tmp_path / "old.tif").write_bytes(f.build(page))
+    with pytest.raises(ImageFileError, match="without tag 279"):
+        io.open(tmp_path / "old.tif")
+
+
+@pytest.mark.parametrize("predictor", [2, 3])
+def test_packbits_with_a_predictor(tmp_path, predictor):
+    pixels = np.random.default_rng(1).integers(0, 9, (32, 32)).astype("u2" if predictor == 2 else "f4")
+    if predictor == 2:
+        coded = np.diff(pixels, axis=1, prepend=pixels.dtype.type(0))
+    else:
+        planes = pixels.astype(">f4").view("u1").reshape(32, 32, 4).transpose(0, 2, 1).reshape(32, -1)
+        coded = np.diff(planes, axis=1, prepend=np.uint8(0))
+    f, data = File(), packbits(coded.tobytes())
+    bits = {"BITS": 8 * pixels.itemsize, "FORMAT": 1 if predictor == 2 else 3}
+    path = tmp_path / "p.tif"
+    path.write_bytes(f.build(f.page(data, COMPRESSION=32773, PREDICTOR=predictor, **bits), data=data))
+    with io.open(path) as source:
+        assert source.reader == "xrk" and np.array_equal(source.read(), pixels)
+    if predictor == 2 and importlib.util.find_spec("imagecodecs"):
+        assert np.array_equal(tifffile.imread(path), pixels)

@@ -22,9 +22,13 @@ from xrk.io import ome
 
 __all__ = ["add_report", "find_report", "kind_of"]
 
+LARGEST = 1 << 24  # bytes of a text that is looked into
+
 
 def kind_of(description: bytes) -> str:
-    """The family of an ImageDescription: "imagej", "ome" or "plain"."""
+    """The family of an ImageDescription: "imagej", "ome" or "plain", as which one of more than 16 MiB counts."""
+    if len(description) > LARGEST:
+        return "plain"
     text = description.strip(b"\0 \t\r\n")
     if text.startswith(b"ImageJ="):
         return "imagej"
@@ -55,6 +59,8 @@ def add_report(kind: str, description: bytes, info: str, report: dict[str, Any])
 
 def find_report(kind: str, description: bytes, info: str = "") -> dict[str, Any] | None:
     """The report in a file's metadata, or None."""
+    if len(info if kind == "imagej" else description) > LARGEST:
+        return None
     text = info if kind == "imagej" else description.rstrip(b"\0").decode("utf-8", "replace")
     if kind == "ome":
         found = _json_object(ome.annotation(text) or "")

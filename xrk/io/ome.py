@@ -1,19 +1,24 @@
 """The few things xrk reads from, and writes into, OME-XML (schemas of 2010 to 2016, openmicroscopy.org)."""
 
 import re
+from collections.abc import Callable
 from xml.dom import minidom
-from xml.parsers.expat import ExpatError
+from xml.parsers import expat
 
 __all__ = ["annotate", "annotation", "significant_levels"]
 
 NAMESPACE = "urn:xrk:report"
+MOST_TAGS = 1 << 17  # of a document that is changed: a tree takes about 10 us and 1 kB for each
 
 
 def annotate(text: str, value: str) -> bytes | None:
     """The document with `value` as a CommentAnnotation that every Image refers to; an earlier one is replaced.
 
-    None where the document is no XML, or has no place for an annotation (a file with BinaryOnly metadata).
+    None where the document is no XML, or has no place for an annotation (a file with BinaryOnly metadata), or has
+    more than 131072 tags.
     """
+    if text.count("<") > MOST_TAGS:
+        return None
     try:
         document = _parse(text)
         if document is None or not _elements(document, "Image"):
@@ -29,30 +34,68 @@ def annotate(text: str, value: str) -> bytes | None:
 
 def annotation(text: str) -> str | None:
     """The value that `annotate` put in, or None."""
-    try:
-        document = _parse(text)
-        for element in _elements(document, "CommentAnnotation") if document else ():
-            if element.getAttribute("Namespace") == NAMESPACE:
-                return "".join(_text(value) for value in _elements(element, "Value"))
-    except RecursionError:
-        pass
-    return None
+    if NAMESPACE not in text:
+        return None
+    ours: list[str] | None = None  # the words of its Value
+    place = ""
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal ours, place
+        if ours is None and _local(name, "CommentAnnotation") and attributes.get("Namespace") == NAMESPACE:
+            ours, place = [], "annotation"
+        elif place == "annotation" and _local(name, "Value"):
+            place = "value"
+
+    def end(name: str) -> None:
+        nonlocal place
+        if place == "value" and _local(name, "Value"):
+            place = "annotation"
+        elif place == "annotation" and _local(name, "CommentAnnotation"):
+            place = ""
+
+    def words(part: str) -> None:
+        if place == "value":
+            ours.append(part)
+
+    return "".join(ours) if _walk(text, start, end, words) and ours is not None else None
 
 
 def significant_levels(text: str) -> tuple[int, int] | None:
     """(0, 2**SignificantBits - 1), where that says less than the type does, and all images of the document agree."""
-    found = set()
-    try:
-        document = _parse(text)
-        for pixels in _elements(document, "Pixels") if document else ():
-            bits, kind = pixels.getAttribute("SignificantBits"), pixels.getAttribute("Type")
-            container = {"uint8": 8, "uint16": 16}.get(kind, 0)
-            if not re.fullmatch(r"[0-9]{1,2}", bits) or not 0 < int(bits) < container:
-                return None
-            found.add((0, 2 ** int(bits) - 1))
-    except RecursionError:
+    if "SignificantBits" not in text:
         return None
-    return found.pop() if len(found) == 1 else None
+    found: set[tuple[int, int] | None] = set()
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if _local(name, "Pixels"):
+            bits = attributes.get("SignificantBits", "")
+            container = {"uint8": 8, "uint16": 16}.get(attributes.get("Type", ""), 0)
+            known = re.fullmatch(r"[0-9]{1,2}", bits) and 0 < int(bits) < container
+            found.add((0, 2 ** int(bits) - 1) if known else None)
+
+    return found.pop() if _walk(text, start) and len(found) == 1 else None
+
+
+def _walk(text: str, start: Callable, end: Callable | None = None, words: Callable | None = None) -> bool:
+    """Calls these of every element's start and end, and of text; False where the document is no XML as OME has it.
+
+    No tree is made: a hostile document could make one of a hundred times its size.
+    """
+    if "<!DOCTYPE" in text:
+        return False
+    parser = expat.ParserCreate("utf-8")
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, words
+    try:
+        parser.Parse(text.encode("utf-8"), True)
+    except (expat.ExpatError, ValueError):
+        return False
+    return True
+
+
+def _local(name: str, wanted: str) -> bool:
+    """Whether an element has this name, behind whatever prefix."""
+    return name.endswith(wanted) and name.rpartition(":")[2] == wanted
 
 
 def _parse(text: str) -> minidom.Document | None:
@@ -60,7 +103,7 @@ def _parse(text: str) -> minidom.Document | None:
         return None
     try:
         return minidom.parseString(text.encode("utf-8"))
-    except (ExpatError, ValueError, LookupError):
+    except (expat.ExpatError, ValueError, LookupError):
         return None
 
 

@@ -18,7 +18,7 @@ try:
 except ImportError:  # a checkout whose extension is not built still works, only slower: tifffile reads
     _native = None
 
-__all__ = ["CARRIED_TAGS", "NativePixels", "NotTaken", "stated_levels"]
+__all__ = ["CARRIED_TAGS", "OFFSET_DTYPES", "NativePixels", "NotTaken", "most_text", "stated_levels"]
 
 # Text that describes the exposure, its place in a document or its author, and the orientation. Tags that describe
 # the pixel values (minimum, maximum, response curves) no longer hold after enhancement and are left out.
@@ -26,9 +26,14 @@ CARRIED_TAGS = {269, 271, 272, 274, 285, 286, 287, 297, 305, 306, 315, 316, 3343
 OFFSET_DTYPES = {13, 18}  # IFD, IFD8
 DESCRIPTION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, SUB_IFDS = 270, 282, 283, 296, 330
 WHOLE = 1 << 25  # bytes of a strip or tile that is decoded at once; larger ones come row by row, from the first one on
-LARGEST_TEXT = 1 << 24  # bytes of a description that is looked into: XML takes many times its size
+SHARED_TEXT, MOST_TEXT = 1 << 26, 1 << 30  # bytes of all pages' tags beyond those of the file, and at all
 
 Entries = list[tuple[int, int, int, bytes]]  # (tag, type, count, values as stored)
+
+
+def most_text(size: int) -> int:
+    """Bytes that the tags of all pages together may take in a file of this size: pages may share some, but few."""
+    return min(size + SHARED_TEXT, MOST_TEXT)
 
 
 class NotTaken(Exception):
@@ -78,14 +83,14 @@ class NativePixels:
         if not all(reader.can_decode(i) for i in range(reader.frames)):
             raise NotTaken(f"there is no library here for its compression ({first['compression']})")
         reader.check_segments()
-        self._entries: Entries = reader.entries(0)
-        text = values(self._entries, DESCRIPTION).rstrip(b"\0")
-        self._kind = description.kind_of(text) if len(text) <= LARGEST_TEXT else "plain"
+        self._entries: Entries = reader.entries(0, most_text(reader.size))
+        text = _by_tag(self._entries).get(DESCRIPTION, b"").rstrip(b"\0")
+        self._kind = description.kind_of(text)
         self.contiguous = reader.pages == 1 and self._kind == "imagej" and self._find_hidden(text, first)
         self.frames = reader.frames
         self.shape = (first["height"], first["width"])
         self.dtype = np.dtype(first["dtype"])
-        self.bits = first["bits"]
+        self._levels, self._level_note = stated_levels(self._kind, text, first["bits"], self.dtype)
 
     def _find_hidden(self, text: bytes, first: dict[str, Any]) -> bool:
         """Whether frames stand behind the only page of a file: ImageJ's form for stacks above 4 GB."""
@@ -146,24 +151,23 @@ class NativePixels:
 
     def stated_levels(self) -> tuple[float, float] | None:
         """What the file says of its black and white level."""
-        return stated_levels(self._kind, values(self._entries, DESCRIPTION), self.bits, self.dtype)[0]
+        return self._levels
 
     def metadata(self) -> Metadata:
         """Reads the tags of every page."""
-        reader = self._reader
-        order = reader.byteorder
-        pages = []
-        for i in range(1 if self.contiguous else self.frames):
-            entries = self._entries if i == 0 else reader.entries(i)
-            pages.append(_page(reader.frame(i), entries, order))
-        pages += pages * (self.frames - len(pages))
+        order = self._reader.byteorder
+        try:
+            pages = self._read_pages()
+        except _native.TiffFailure as failure:
+            raise self._error(failure) from None
+        except MemoryError:
+            raise ImageFileError(f"There is not enough memory for the tags of {self._path}.") from None
         notes = []
-        if reader.pages > self.frames or any(tag == SUB_IFDS for tag, *_ in self._entries):
+        if self._reader.pages > self.frames or any(tag == SUB_IFDS for tag, *_ in self._entries):
             notes.append("reduced copies of the image are not carried over")
         text = pages[0].description
         found = _imagej_entries(self._entries, order) if self._kind == "imagej" else []
-        levels, note = stated_levels(self._kind, text, self.bits, self.dtype)
-        notes += [note] if note else []
+        notes += [self._level_note] if self._level_note else []
         declared = imagej.declared_frames(text) if self._kind == "imagej" else self.frames
         if declared != self.frames:
             notes.append(f"the description states {declared} frames, the file has {self.frames}")
@@ -172,15 +176,24 @@ class NativePixels:
             shape=self.shape if self.frames == 1 else (self.frames, *self.shape),
             dtype=self.dtype.newbyteorder(order),
             byteorder=order,
-            bigtiff=reader.bigtiff,
+            bigtiff=self._reader.bigtiff,
             kind=self._kind,
             contiguous=self.contiguous,
-            levels=levels,
+            levels=self._levels,
             pages=tuple(pages),
             imagej=tuple(found),
             report=description.find_report(self._kind, text, imagej.get_info(found, order)),
             notes=tuple(notes),
         )
+
+    def _read_pages(self) -> list[Page]:
+        order, left = self._reader.byteorder, most_text(self._reader.size)
+        pages = []
+        for i in range(1 if self.contiguous else self.frames):
+            entries = self._entries if i == 0 else self._reader.entries(i, left)
+            left -= sum(len(value) for *_, value in entries)
+            pages.append(_page(self._reader.frame(i), entries, order))
+        return pages * self.frames if self.contiguous else pages
 
     def _error(self, failure: Exception) -> ImageFileError:
         kind, what, offset = failure.args
@@ -201,15 +214,15 @@ def stated_levels(kind: str, text: bytes, bits: int, dtype: np.dtype) -> tuple[t
     return ((0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)), note
 
 
-def values(entries: Entries, wanted: int) -> bytes:
-    """A tag's values as they lie in the file; empty without the tag."""
-    return next((value for tag, _, _, value in entries if tag == wanted), b"")
+def _by_tag(entries: Entries) -> dict[int, bytes]:
+    return {tag: value for tag, _, _, value in entries}
 
 
 def _page(frame: dict[str, Any], entries: Entries, order: str) -> Page:
-    ratios = [values(entries, tag) for tag in (X_RESOLUTION, Y_RESOLUTION)]
+    found = _by_tag(entries)
+    ratios = [found.get(tag, b"") for tag in (X_RESOLUTION, Y_RESOLUTION)]
     resolution = tuple(struct.unpack(f"{order}II", ratio) for ratio in ratios if len(ratio) == 8)
-    unit = values(entries, RESOLUTION_UNIT)
+    unit = found.get(RESOLUTION_UNIT, b"")
     tags = []
     for tag, dtype, _, value in entries:
         # The range from 65000 on, which cameras and detector software write freely, and private text; other private
@@ -226,13 +239,13 @@ def _page(frame: dict[str, Any], entries: Entries, order: str) -> Page:
         subfiletype=frame["subfile_type"],
         resolution=resolution if len(resolution) == 2 and all(n and d for n, d in resolution) else None,
         resolution_unit=struct.unpack(f"{order}H", unit)[0] if len(unit) == 2 else 2,
-        description=values(entries, DESCRIPTION).rstrip(b"\0"),
+        description=found.get(DESCRIPTION, b"").rstrip(b"\0"),
         tags=tuple(tags),
     )
 
 
 def _imagej_entries(entries: Entries, order: str) -> imagej.Entries:
-    lengths, data = values(entries, imagej.COUNTS), values(entries, imagej.METADATA)
+    lengths, data = (_by_tag(entries).get(tag, b"") for tag in (imagej.COUNTS, imagej.METADATA))
     try:
         return imagej.read(struct.unpack(f"{order}{len(lengths) // 4}I", lengths), data, order)
     except (ValueError, struct.error):  # absent or damaged: the pixels do not depend on it
