@@ -36,8 +36,9 @@ def open(path: str | os.PathLike, *, threads: int | None = None, cache: int = CA
 
     Taken: one sample per pixel; unsigned and signed integers of up to 32 bits (packed ones, such as 12 bits, come
     in the next larger dtype), floats of 16, 32 and 64; strips and tiles; classic and BigTIFF; ImageJ, OME and plain
-    files; 262144 pages at most (32768 of those for tifffile). Reduced copies of the image (a pyramid, a thumbnail) are left aside, and named in `Source.notes`. xrk's own
-    reader takes most of these; for the rest tifffile reads whole pages, and a line in the log "xrk.io" says why.
+    files. Reduced copies of the image (a pyramid, a thumbnail) are left aside, and named in `Source.notes`. xrk's own
+    reader takes most of these, and 262144 pages; for the rest tifffile reads whole pages, up to 32768 of them, and a
+    line in the log "xrk.io" says why.
 
     Args:
         path: of a regular file.
