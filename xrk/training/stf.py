@@ -1,6 +1,6 @@
 """How the shipped ``stf`` was made: an EDVR-STF of few channels, on simulated processes.
 
-    python -m xrk.training.stf --run runs/stf --steps 3000 --cooldown 800
+    python -m xrk.training.stf --run runs/stf --steps 2310 --cooldown 300
 
 Every window is another process of `xrk.processes` behind two other cameras of `xrk.cameras`, made as it is needed (some
 tens of milliseconds); seeds below 1_000_000 are kept for evaluation. The loss is the mean over windows of log(mean
@@ -392,11 +392,11 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of this run: checkpoint, log")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--cooldown", type=int, default=800, help="last steps, over which the rate falls to zero")
-    parser.add_argument("--batch", type=int, default=4, help="windows in a step")
+    parser.add_argument("--steps", type=int, default=2310)
+    parser.add_argument("--cooldown", type=int, default=300, help="last steps, over which the rate falls to zero")
+    parser.add_argument("--batch", type=int, default=2, help="windows in a step")
     parser.add_argument("--size", type=int, default=128, help="side of the windows in HR pixels, a multiple of 16")
-    parser.add_argument("--lr", type=float, default=0.005)
+    parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=int, default=50, help="validate and log every so many steps")
     parser.add_argument("--save", type=int, default=50, help="write the checkpoint every so many steps")
