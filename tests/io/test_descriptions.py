@@ -145,6 +145,7 @@ def test_of_a_large_ome_document_no_tree_is_made(monkeypatch):
     wide = document(attributes='SignificantBits="12"', inside="<a/>" * 150_000)
     monkeypatch.setattr(minidom, "parseString", lambda text: pytest.fail("a tree was made"))
     assert ome.significant_levels(wide) == (0, 4095) and ome.annotation(wide) is None
+    assert ome.significant_levels(document(attributes='SignificantBits="12"', inside="<a/>" * (1 << 20))) is None
     once, _ = add_report("ome", wide.encode(), "", REPORT)
     assert find_report("ome", once) == REPORT and once.startswith(wide[:-6].encode())
     assert kind_of(once + b" " * (16 << 20)) == "plain" and find_report("ome", once + b" " * (16 << 20)) is None
