@@ -72,6 +72,15 @@ def test_fitted_noise():
     assert np.mean(np.abs(whole.astype(int) - y) > 1) < 0.05
 
 
+def test_a_mean_that_is_nearly_constant_does_not_turn_rounding_into_noise():
+    blind, z = model("fit", "unit"), frame((160, 64))
+    blind.module.loc.weight *= 1e-4
+    y, report = xrk.enhance(z, blind, report=True)
+    assert report.frames[0].noise is None  # a constant, of which nothing rises with the counts
+    for options in ({"runtime": "whole"}, {"memory": "64MiB"}):
+        assert np.abs(xrk.enhance(z, blind, **options).astype(int) - y).max() <= 1
+
+
 def test_every_frame_of_a_stack_has_its_own_fit():
     blind, z = model("fit", "unit"), frame()
     stack = np.stack([z, (z // 2).astype(np.uint16)])

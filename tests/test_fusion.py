@@ -147,6 +147,19 @@ def test_frames_without_anything_in_common_are_not():
     for a, b in ((low, high), (np.full_like(low, 5), high), (np.full_like(low, 5), np.full_like(low, 9))):
         _, report = xrk.fuse(a, b, report=True)
         assert report.shift is None
+    hot = [np.full_like(low, 500) for _ in range(2)]
+    hot[0][40, 50] = hot[1][90, 20] = 60000
+    assert find_shift(*hot) is None
+
+
+@pytest.mark.parametrize("side", [16, 17, 20, 31, 32, 40])
+def test_small_frames_of_noise_have_no_clear_peak(side):
+    rng = np.random.default_rng(side)
+    for _ in range(20):
+        assert find_shift(*rng.integers(1000, 3000, (2, side, side))) is None
+    disc = np.hypot(*(np.mgrid[:side, :side] - side / 2)) < 6
+    found = find_shift(1000 * disc, np.roll(700 * disc, (3, -2), (0, 1)))
+    assert found is None if side < 40 else (found.rows, found.columns) == (3, -2)
 
 
 @pytest.mark.parametrize(

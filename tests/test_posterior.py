@@ -36,6 +36,18 @@ def test_the_published_fit_is_scipys():
     np.testing.assert_allclose([fit.slope, fit.intercept], expected, rtol=1e-6, atol=1e-12)
 
 
+def test_of_a_mean_that_is_constant_but_for_rounding_no_line_is_made():
+    rng = np.random.default_rng(0)
+    y = 0.3 + 0.02 * rng.standard_normal((200, 200))
+    fits = [fit_noise(y, 0.3 + 1e-7 * np.random.default_rng(s).standard_normal(y.shape), floor=1e-12) for s in (1, 2)]
+    for fit in fits:
+        assert fit.slope == 0 and fit.intercept == pytest.approx(4e-4, rel=0.03)
+        np.testing.assert_allclose(fit.variance(np.array([0.1, 0.9])), fit.intercept)
+    assert fits[0].intercept == pytest.approx(fits[1].intercept, rel=1e-6)
+    y, mean = frame(1e-3, 1e-5)
+    assert fit_noise(y, 0.3 + 0.02 * (mean - 0.3), floor=1e-12).slope != 0  # a fiftieth of the noise is enough
+
+
 def test_a_large_frame_is_sampled_evenly():
     y, mean = frame(1e-3, 1e-5, size=1000)
     truth = 1e-3 * mean + 1e-5

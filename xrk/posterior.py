@@ -23,6 +23,8 @@ _Array = NDArray[np.floating]
 # Pixels that the fit looks at: their error in a and b is far below the noise's own, and a frame of any size takes the
 # same time.
 _SAMPLE = 1 << 17
+# Of the mean, in standard deviations of the pixels from it.
+_LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ def fit_noise(pixels: _Array, mean: _Array, *, floor: float, compat: bool = Fals
     """The line under which ``pixels`` are most likely Gaussian around ``mean``.
 
     Minimises mean[(y - m)^2 / v + log v], v = max(a m + b, floor), by Nelder and Mead's simplex from (0.01, 0), over
-    an even sample of the pixels whose mean lies between its quantiles 0.02 and 0.97.
+    an even sample of the pixels whose mean lies between its quantiles 0.02 and 0.97. Where these lie less than a
+    hundredth of the pixels' deviation from their mean apart, no line can be told, and the last digits of the mean would
+    make one: the variance is then the same everywhere, that of the whole sample. (Poisson noise of one quantum or more
+    varies by a hundredth at most there.)
 
     Args:
         pixels, mean: arrays of one shape, in the network's units.
@@ -57,6 +62,9 @@ def fit_noise(pixels: _Array, mean: _Array, *, floor: float, compat: bool = Fals
     judged = y if compat else m
     low, high = np.quantile(judged, (0.02, 0.97))
     inside = (judged >= low) & (judged <= high)
+    constant = float(np.mean((y - m) ** 2))
+    if not compat and high - low < _LEAST_SPREAD * constant**0.5:
+        return NoiseFit(0.0, constant, floor)
     m, squared = m[inside], (y[inside] - m[inside]) ** 2
 
     def cost(line: _Array) -> float:

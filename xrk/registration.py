@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -13,6 +14,8 @@ _SIDE = 1024
 # The peak of the correlation in standard deviations of the rest from which it is believed. Simulated scenes of two
 # energies give 36 and more at 50 quanta a pixel, white noise 5 to 8, unrelated scenes 6 to 22 (512 x 512).
 _CLEAR = 30.0
+# The surroundings of the peak are what lies further than 8 pixels from it: smaller surfaces have too few of them.
+_LEAST = 32
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,21 @@ def find_shift(first: np.ndarray, second: np.ndarray) -> Shift | None:
     """The shift by phase correlation (Kuglin and Hines, 1975), or None where there is no clear peak.
 
     The frames' middle parts are windowed, and their cross-power spectrum is normalised to phases, so that only where
-    structures lie counts, not how strongly each energy shows them. High frequencies, mostly noise, are damped.
+    structures lie counts, not how strongly each energy shows them. High frequencies, mostly noise, are damped, and
+    single pixels that stand out are cut to their neighbours: a detector's bad pixels are no object.
 
     Args:
-        first, second: (H, W) of one shape, any real dtype.
+        first, second: (H, W) of one shape, any real dtype; below 32 x 32 nothing is clear.
     """
     part = middle(first.shape)
     height, width = first[part].shape
-    if min(height, width) < 16:
+    if min(height, width) < _LEAST:
+        return None
+    frames = [_without_speckles(frame[part]).astype(np.float64) for frame in (first, second)]
+    if any(np.ptp(frame) == 0 for frame in frames):
         return None
     window = np.outer(np.hanning(height), np.hanning(width))
-    a, b = (_flattened(frame[part].astype(np.float64)) * window for frame in (first, second))
-    if not a.any() or not b.any():
-        return None
+    a, b = (_flattened(frame) * window for frame in frames)
     spectrum = np.conj(np.fft.rfft2(a)) * np.fft.rfft2(b)
     magnitude = np.abs(spectrum)
     phases = np.divide(spectrum, magnitude, out=np.zeros_like(spectrum), where=magnitude > 1e-12 * magnitude.max())
@@ -60,13 +65,22 @@ def find_shift(first: np.ndarray, second: np.ndarray) -> Shift | None:
     surface = np.fft.irfft2(phases * np.exp(-((frequency / 0.15) ** 2)), s=(height, width))
     row, column = np.unravel_index(int(np.argmax(surface)), surface.shape)
     peak = surface[row, column]
-    rest = np.roll(surface, (8 - row, 8 - column), axis=(0, 1))
-    rest[:17, :17] = 0.0
-    clarity = float(peak / rest.std()) if rest.std() > 0 else float("inf")
+    around = np.zeros(surface.shape, bool)
+    around[:17, :17] = True
+    rest = surface[~np.roll(around, (row - 8, column - 8), axis=(0, 1))].std()
+    clarity = float(peak / rest) if rest > 0 else float("inf")
     if clarity < _CLEAR:
         return None
     rows, columns = (int(i) if i <= n // 2 else int(i) - n for i, n in ((row, height), (column, width)))
     return Shift(float(rows), float(columns), clarity)
+
+
+def _without_speckles(frame: np.ndarray) -> np.ndarray:
+    """Every pixel cut to the range of its four neighbours (opposite ones where there is none)."""
+    padded = np.pad(frame, 1, mode="reflect")
+    beside = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    low, high = (reduce(extreme, beside) for extreme in (np.minimum, np.maximum))
+    return np.clip(frame, low, high)
 
 
 def _flattened(frame: np.ndarray) -> np.ndarray:
