@@ -125,3 +125,11 @@ def test_the_commands(tmp_path, capsys):
     assert main(["fuse", a, str(tmp_path / "none.tif"), "-o", str(tmp_path / "g.tif")]) == 2
     assert main(["compare", a, a, "--range", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+    linked = tmp_path / "linked.png"
+    linked.symlink_to(b)
+    before = (tmp_path / "b.tif").read_bytes()
+    for options in (["--picture", str(linked)], ["--reference", a, "--picture", a]):
+        assert main(["compare", a, b, *options]) == 2
+    assert (tmp_path / "b.tif").read_bytes() == before and xrk.io.read(a).array.shape == x.shape
+    err = capsys.readouterr().err
+    assert "linked.png would overwrite the image" in err and "ends in .png" in err

@@ -170,6 +170,7 @@ def test_small_frames_of_noise_have_no_clear_peak(side):
         (lambda a, b: (a, b.astype(np.int32)), {}, InputTypeError, "frame int32"),
         (lambda a, b: (a, b), {"method": "average"}, InputError, "method='average'"),
         (lambda a, b: (a, b), {"threshold": -1}, InputError, "threshold=-1"),
+        (lambda a, b: (a, b), {"threshold": "20"}, InputTypeError, "threshold='20'"),
         (lambda a, b: (a, b), {"precision": "float16"}, InputError, "precision='float16'"),
         (lambda a, b: (a, b), {"compat": "bytes", "method": "spatial"}, InputError, "compat="),
         (lambda a, b: (a * 1.0, b * np.inf), {}, InputError, "high-energy frame has values that are not finite"),
@@ -196,6 +197,14 @@ def test_files(tmp_path):
     with pytest.raises(ImageFileError):
         xrk.fuse_file(tmp_path / "low.tif", tmp_path / "none.tif", tmp_path / "no.tif")
     assert not (tmp_path / "no.tif").exists()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for output, picture in (("high.tif", None), ("low.tif", None), ("o.tif", "high.tif"), ("o.png", "o.png")):
+        with pytest.raises(InputError, match=r"would (overwrite the (low|high)-energy frame|both be written to)"):
+            picture = None if picture is None else tmp_path / picture
+            xrk.fuse_file(tmp_path / "low.tif", tmp_path / "high.tif", tmp_path / output, picture=picture)
+    with pytest.raises(ImageFileError, match=r"ends in \.png"):
+        xrk.fuse_file(tmp_path / "low.tif", tmp_path / "high.tif", tmp_path / "o.tif", picture=tmp_path / "p.tif")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("compression", ["none", "deflate"])

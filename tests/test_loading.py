@@ -132,7 +132,7 @@ def test_no_folder_of_weights_is_no_models(monkeypatch, tmp_path):
 def test_an_unknown_name_lists_the_known_and_the_closest(weights):
     with pytest.raises(ModelNotFoundError, match=r"no model 'frist'.*did you mean 'first'\?.*first, second"):
         loading.load("frist")
-    with pytest.raises(ValueError, match=r"no model 'zzz'.*name; Shipped models: first, second"):
+    with pytest.raises(ValueError, match=r"no model 'zzz'.*name\. Shipped models: first, second"):
         loading.load("zzz")
     with pytest.raises(ModelNotFoundError):
         loading.load("")

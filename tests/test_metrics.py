@@ -5,7 +5,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from xrk import metrics
-from xrk.errors import InputError
+from xrk.errors import InputError, InputTypeError
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,14 @@ def test_bad_input(measure):
         measure(np.zeros((8, 8)), np.zeros((8, 9)), 1)
     with pytest.raises(InputError, match="data_range is 0"):
         measure(np.zeros((8, 8)), np.zeros((8, 8)), 0)
+
+
+@pytest.mark.parametrize(
+    ("window", "error"), [(0, InputError), (1, InputError), (-3, InputError), (7.0, InputTypeError)]
+)
+def test_windows_that_are_none(window, error):
+    with pytest.raises(error, match="window is"):
+        metrics.ssim(np.zeros((9, 9)), np.ones((9, 9)), 1, window)
 
 
 def test_ssim_needs_its_window():

@@ -6,6 +6,7 @@ system refuses; 130 after Ctrl-C, which leaves no half-written file.
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     cli_inspect.add(verb)
     verb("info", _info, "show versions, devices, and which kernel path runs here and why")
 
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(_joined(argv))
     if rest and (arguments.verb != "enhance" or any(word.startswith("-") for word in rest)):
         parser.error(f"{' '.join(rest)} means nothing here")
     if arguments.verb == "enhance":
@@ -133,6 +134,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         if len(arguments.paths) < 2:
             enhance.error(f"what should be written? {arguments.paths[0]} is the only path given")
     return arguments
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """The words, numbers as -1,0,0 joined to the option before them: argparse would take them for an option."""
+    words: list[str] = []
+    for word in argv:
+        if re.match(r"-[\d.][^,]*,", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 # Verbs

@@ -66,6 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     paths = sources(arguments.files)
     if not arguments.out.endswith(".safetensors"):
         raise InputError(f"{arguments.out} is to hold the weights; expected a name that ends in .safetensors.")
+    io.check_apart({"output": arguments.out}, {"frame": paths})
     given = None if arguments.noise is None else xrk.NoiseModel(*arguments.noise)
     frames = [frame for path in paths for frame in _pages(io.read(path).array)]
     run = Path(f"{arguments.out}.run")

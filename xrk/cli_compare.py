@@ -47,11 +47,17 @@ def _region(text: str) -> tuple[slice, slice]:
 
 def _run(arguments: argparse.Namespace) -> int:
     import xrk
+    from xrk import picture
     from xrk.errors import InputError
 
     for option in ("background", "offset", "resolution"):
         if getattr(arguments, option) is not None and arguments.region is None:
             raise InputError(f"--{option} is for the figures of a region; name it with --region R0:R1,C0:C1.")
+    if arguments.picture is not None:
+        picture.check_png(arguments.picture)
+        xrk.io.check_apart(
+            {"picture": arguments.picture}, {"image": [arguments.a, arguments.b], "reference": arguments.reference}
+        )
     a, b = (xrk.io.read(path).array for path in (arguments.a, arguments.b))
     names = (Path(arguments.a).name, Path(arguments.b).name)
     drawn = {"png": arguments.picture, "row": arguments.row, "names": names}

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from xrk import arrays, io, radiograph
 from xrk.errors import InputError, InputTypeError
 from xrk.io.atomic import atomic_file
 from xrk.kernels import wavelet2d, wavelet2d_inverse
-from xrk.picture import encode_png
+from xrk.picture import check_png, encode_png
 from xrk.registration import Shift, find_shift, middle
 
 __all__ = ["FusionReport", "fuse", "fuse_file", "pseudocolor"]
@@ -133,15 +134,16 @@ def fuse_file(
 
     Args:
         low, high: files of one page each.
-        dst: the file to write.
+        dst: the file to write, neither of the two.
         picture: also write this PNG, see `pseudocolor`; the fused frame is then held whole.
         Others as for `fuse`.
 
     Raises:
         What `fuse` raises, and ImageFileError for a file that cannot be read or written; nothing is written then.
     """
+    io.check_apart({"output": dst, "picture": picture}, {"low-energy frame": low, "high-energy frame": high})
     if picture is not None:
-        io.check_target(picture)
+        check_png(picture)
     options = _Options(method, threshold, precision, compat, allow_shift)
     with ExitStack() as stack:
         first, second = (stack.enter_context(io.open(path)) for path in (low, high))
@@ -250,6 +252,8 @@ def _check(first: _Frame, second: _Frame, options: _Options) -> None:
         value = getattr(options, name)
         if value not in choices:
             raise InputError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}.")
+    if isinstance(options.threshold, bool) or not isinstance(options.threshold, Real):
+        raise InputTypeError(f"threshold={options.threshold!r}; expected a number of counts.")
     if not options.threshold >= 0:
         raise InputError(f"threshold={options.threshold!r}; expected a number of counts, 0 or more.")
     if options.compat == "bytes" and (first.dtype.newbyteorder("=") != np.uint16 or options.method != "wavelet"):

@@ -9,8 +9,9 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def load(model: str | os.PathLike[str] | nn.Module, *, rotations: Sequence[int] 
     Raises:
         ModelNotFoundError: the text is neither a name nor a file. CheckpointFileError: the file cannot be read, or
         loading it would run code. CheckpointError: its tensors fit no known network. InputTypeError: not a text, a
-        path or a module. InputError: ``rotations`` beside a module.
+        path or a module, or rotations that are no whole numbers. InputError: ``rotations`` beside a module.
     """
     if isinstance(model, nn.Module):
         if rotations is not None:
@@ -89,6 +90,11 @@ def load(model: str | os.PathLike[str] | nn.Module, *, rotations: Sequence[int] 
     text = os.fspath(model)
     if not isinstance(text, str):
         raise InputTypeError(f"A model is given by a text or a pathlib.Path, got {type(text).__name__}.")
+    if rotations is not None:
+        several = isinstance(rotations, Iterable)
+        rotations = tuple(rotations) if several else rotations
+        if not several or any(isinstance(r, bool) or not isinstance(r, Integral) for r in rotations):
+            raise InputTypeError(f"rotations={rotations!r}; expected quarter turns, such as (0, 1, 2, 3).")
     names = _shipped_names()
     if isinstance(model, str):
         if text in names:
@@ -102,8 +108,8 @@ def load(model: str | os.PathLike[str] | nn.Module, *, rotations: Sequence[int] 
                 )
             close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
             raise ModelNotFoundError(
-                f"There is no model {text!r} and no file of that name; "
-                + (f"did you mean {close[0]!r}? " if close else "")
+                f"There is no model {text!r} and no file of that name"
+                + (f"; did you mean {close[0]!r}? " if close else ". ")
                 + f"Shipped models: {', '.join(names) or 'none'}."
             )
     return _kept(Path(text), None, rotations)
@@ -134,8 +140,7 @@ def channels_in(module: nn.Module) -> int:
     return said if isinstance(said, int) else 1 if first is None else first.in_channels
 
 
-def _kept(path: Path, shipped_name: str | None, rotations: Sequence[int] | None) -> Model:
-    turned = None if rotations is None else tuple(rotations)
+def _kept(path: Path, shipped_name: str | None, turned: tuple[int, ...] | None) -> Model:
     with _lock:
         key = _identity(path, shipped_name, turned)
         if key in _loaded:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import xrk
-from xrk.errors import CheckpointError, CheckpointFileError
+from xrk.errors import CheckpointError, CheckpointFileError, InputTypeError
 from xrk.models import BlindSpot
 
 h5py = pytest.importorskip("h5py")
@@ -85,7 +85,7 @@ def test_the_version_decides(tmp_path, network):
         assert xrk.load(path).card.config["rotations"] == rotations
     for version in ("2.2.4-tf", ""):
         path = write(tmp_path / "w.hdf5", network, version=version)
-        with pytest.raises(CheckpointError, match=r"pass rotations="):
+        with pytest.raises(CheckpointError, match=r"w\.hdf5: the file was written by Keras .*pass rotations="):
             xrk.load(path)
         assert xrk.load(path, rotations=(3, 3, 3, 3)).card.config["rotations"] == [3]
 
@@ -118,6 +118,13 @@ def test_what_is_none(tmp_path, network):
 def test_wrong_rotations(tmp_path, network, rotations):
     path = write(tmp_path / "w.hdf5", network)
     with pytest.raises(CheckpointError, match=r"rotations="):
+        xrk.load(path, rotations=rotations)
+
+
+@pytest.mark.parametrize("rotations", [3, (0, 1, 2, 3.0), "0123", [[0], [1], [2], [3]], True])
+def test_rotations_that_are_no_numbers(tmp_path, network, rotations):
+    path = write(tmp_path / "w.hdf5", network)
+    with pytest.raises(InputTypeError, match=r"expected quarter turns"):
         xrk.load(path, rotations=rotations)
 
 

@@ -86,6 +86,9 @@ def test_what_a_run_left_is_named(folder, capsys):
         (["flat.tif"], [], "constant"),
         (["a.tif", "missing.tif"], [], "missing.tif"),
         (["a.tif"], ["--noise=-1,0,0"], "not negative"),
+        (["a.tif"], ["--noise", "-1,0,0"], "not negative"),
+        (["a.tif", "b.safetensors"], ["-o", "b.safetensors"], "would overwrite the frame"),
+        (["a.tif"], ["--model", "b.safetensors", "-o", "b.safetensors"], "would overwrite the model"),
         (["a.tif"], ["--noise", "off"], "GAIN,OFFSET,READ"),
         (["a.tif"], ["--spot", "0"], "spot is 0"),
         (["a.tif"], ["--steps", "0"], "steps is 0"),
@@ -104,6 +107,7 @@ def test_refusals(folder, capsys, monkeypatch, names, options, problem):
     monkeypatch.chdir(folder / "frames")
     tifffile.imwrite("flat.tif", np.full((2, 64, 64), 7, np.uint16))
     tifffile.imwrite("small.tif", np.ones((32, 64), np.uint16))
+    (folder / "frames" / "b.safetensors").write_bytes((folder / "frames" / "b.tif").read_bytes())
     before = sorted(folder.rglob("*"))
     assert main(["adapt", *names, "-o", str(folder / "mine.safetensors"), *options]) == 2
     out, err = capsys.readouterr()

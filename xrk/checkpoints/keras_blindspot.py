@@ -98,7 +98,7 @@ def _tensor(name: str, dataset: Any, path: Any) -> Tensor:
     return value.permute(3, 2, 0, 1).contiguous() if value.ndim == 4 else value
 
 
-def chosen_rotations(versions: Mapping[str, str], rotations: Sequence[int] | None, path: str) -> tuple[int, ...]:
+def chosen_rotations(versions: Mapping[str, str], rotations: Sequence[int] | None) -> tuple[int, ...]:
     """The rotations that a Keras file was trained with: those given, else what its Keras version implies.
 
     Raises:
@@ -114,7 +114,7 @@ def chosen_rotations(versions: Mapping[str, str], rotations: Sequence[int] | Non
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or version.startswith("2.2.4-tf"):
         raise CheckpointError(
-            f"{path} was written by Keras {version or 'of an unknown version'}, which does not tell how its branches "
+            f"the file was written by Keras {version or 'of an unknown version'}, which does not tell how its branches "
             "are turned; pass rotations=(0, 1, 2, 3) for TensorFlow 1 or rotations=(3, 3, 3, 3) for TensorFlow 2."
         )
     return (3, 3, 3, 3) if (int(numbers[1]), int(numbers[2])) >= (2, 3) else (0, 1, 2, 3)

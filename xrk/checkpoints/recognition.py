@@ -90,7 +90,7 @@ def assemble(
     if rotations is not None and fit.format is not keras_blindspot.FORMAT:
         raise CheckpointError(f"rotations= belongs to a blind-spot network; this is a {fit.format.architecture}.")
     if file.container == "keras hdf5" or rotations is not None:
-        turned = keras_blindspot.chosen_rotations(file.metadata, rotations, file.path)
+        turned = keras_blindspot.chosen_rotations(file.metadata, rotations)
         state = keras_blindspot.fold(state, turned)
         fit = require_fit(state)
         fit = replace(fit, config=fit.config | {"rotations": list(dict.fromkeys(turned))})

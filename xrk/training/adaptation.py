@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 
 from xrk import arrays, radiograph
 from xrk.errors import InputError, InputTypeError
-from xrk.io.atomic import check_target
+from xrk.io.atomic import check_apart, check_target
 from xrk.loading import Model, load
 from xrk.models import BlindSpot, Card
 from xrk.noise import NoiseModel, estimate_noise
@@ -144,6 +144,7 @@ def adapt(
         if not isinstance(out, str | os.PathLike):
             raise InputTypeError(f"out is a {type(out).__name__}; expected the path of a file, or None.")
         check_target(out)
+        check_apart({"output": out}, {"model": model})
     folder = check_folder(run)
     stack = _stack(frames)
     start = None if features is not None else _start(model, loss)
