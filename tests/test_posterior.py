@@ -44,7 +44,7 @@ def test_of_a_mean_that_is_constant_but_for_rounding_no_line_is_made():
         assert fit.slope == 0 and fit.intercept == pytest.approx(4e-4, rel=0.03)
         np.testing.assert_allclose(fit.variance(np.array([0.1, 0.9])), fit.intercept)
     assert fits[0].intercept == pytest.approx(fits[1].intercept, rel=1e-6)
-    y, mean = frame(1e-3, 1e-5)
+    y, mean = frame(1e-3, 1e-5, size=100)
     assert fit_noise(y, 0.3 + 0.02 * (mean - 0.3), floor=1e-12).slope != 0  # a fiftieth of the noise is enough
 
 
