@@ -165,13 +165,15 @@ def make_plan(
         again = functools.partial(_graph, module, shape, dtype, where, unknown)
         search = Search(graph, band, again, streamed)
         best = search.first_within(limit)
-        search.forget()
         if best.peak > limit and budget is not None:
+            search.forget()
             raise MemoryBudgetError(
                 f"memory={memory!r} is {_mib(budget)}, but the smallest plan for {tuple(shape)} takes "
                 f"{_mib(best.peak)}; expected at least memory={best.peak}.",
                 best.peak,
             )
+        best = search.laid_out(best)
+        search.forget()
         checked = _check(module, graph, shape, dtype, where, unknown)
         give_back()
         graph = best.graph

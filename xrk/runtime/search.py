@@ -36,8 +36,10 @@ BACKEND, LOST = 29 * MIB, 1 / 4
 # Where xrk's own kernels do all that oneDNN could: no such code, and three times the largest weight (folded, reordered,
 # in its place) while weights are made.
 OWN_BACKEND, OWN_LOST = 12 * MIB, 3
-# More than this has not been seen lost between bands that come and go: large blocks are the system's at once.
-BETWEEN_BANDS = 24 * MIB
+# Lost between bands that come and go: as much again, but more than the first has not been seen, for large blocks are
+# the system's at once; nor, beside `OWN_BACKEND`, less than the other. The check's first calls of the module's own
+# operators load torch's code and leave holes (20 MiB in all were seen of 15 kinds), which high bands then fill.
+BETWEEN_BANDS, FROM_CHECK = 24 * MIB, 11 * MIB
 FOREIGN = ("linear", "matmul", "mm", "attention", "einsum", "conv_transpose2d", "conv1d", "conv3d")
 STEP = 400  # bytes of one step of the order, with its tuples
 QUICK = MIB  # an order of so many bytes is laid out in well under a second
@@ -68,6 +70,7 @@ class Search:
         self.policies: list[_Policy] = []
         self.rest = self._make_policies()
         self.sized: dict[tuple[int, int, int], Sized] = {}
+        self.limit: float = math.inf
 
     def _make_policies(self) -> Iterator[_Policy]:
         """By what is held between the segments, the most and the quickest first."""
@@ -124,6 +127,7 @@ class Search:
 
     def first_within(self, limit: int) -> "Sized":
         """The first that takes ``limit`` bytes or less, or the smallest of all."""
+        self.limit = limit
         for sized in self._below([limit + 1], self._policies()):
             if sized.peak <= limit:
                 return sized
@@ -154,8 +158,18 @@ class Search:
         if known is None or (not known.parts and known.peak <= useful):
             handed_on = self.streamed and can_stream(policy.graph)
             known = Sized(policy.graph, policy.segments, band, least, self.once, useful, handed_on)
+            if known.peak > self.limit:
+                known.passes = []  # orders of many candidates are more than the budget
             self.sized[i, band, least] = known
         return known
+
+    def laid_out(self, sized: "Sized") -> "Sized":
+        """The same candidate with its passes, which were let go of where it takes more than the limit."""
+        if sized.passes:
+            return sized
+        i, band, least = next(key for key, known in self.sized.items() if known is sized)
+        policy = self.policies[i]
+        return Sized(policy.graph, policy.segments, band, least, self.once, math.inf, sized.streamed)
 
     def _held(self, policy: _Policy) -> int:
         """Bytes of what is held between segments, if every map that can be is laid over another."""
@@ -209,14 +223,15 @@ class Sized:
         self.handed_on = set(graph.outputs) if streamed else set()
         self.parts: dict[str, int] = {}
         weights = sum(n.weight_bytes for n in graph.nodes)
-        self._backend = BACKEND + int(LOST * weights)
+        self._backend, self._least_lost = BACKEND + int(LOST * weights), 0
         if _all_own(graph):
+            self._least_lost = FROM_CHECK
             self._backend = OWN_BACKEND + OWN_LOST * max((_plain_bytes(n) for n in graph.nodes), default=0)
         self.passes: list[Pass] = []
         for segment in segments:
             self.passes.append(schedule(segment, self.band, least))
             # Maps that are made again, and from low bands, come to orders longer than all that they save.
-            self.peak = self._backend + weights + STEP * sum(len(p.steps) for p in self.passes)
+            self.peak = self._backend + self._least_lost + weights + STEP * sum(len(p.steps) for p in self.passes)
             if self.peak > useful:
                 return
         outputs = set(graph.outputs)
@@ -265,8 +280,7 @@ class Sized:
             "states and vectors": sum(s for v, s in held.items() if v not in outputs and v.row_axis is None),
             **here,
         }
-        # Bands come and go in all sizes: as much again has been seen lost between them.
-        parts[BUFFERS[2]] = min(here.get(BUFFERS[1], 0), BETWEEN_BANDS)
+        parts[BUFFERS[2]] = max(self._least_lost, min(here.get(BUFFERS[1], 0), BETWEEN_BANDS))
         total = sum(parts.values())
         if total > self.peak:
             self.peak, self.parts = total, {name: size for name, size in parts.items() if size}
