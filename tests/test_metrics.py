@@ -20,6 +20,19 @@ def test_equal_to_scikit_image(shape, dtype, peak):
     assert metrics.ssim(image, reference, peak) == pytest.approx(structural_similarity(y, x, data_range=peak), rel=1e-9)
 
 
+def test_the_rules_of_xfusion():
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 200, (20, 30), np.uint8)
+    image = np.clip(reference + rng.integers(-9, 9, (20, 30)), 0, 255).astype(np.uint8)
+    found, actual = metrics.xfusion_scores(image, reference), metrics.xfusion_scores(image, reference, actual=True)
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(reference, image))
+    assert actual["psnr"] == pytest.approx(found["psnr"] + 20 * np.log10(image.max() / 255))
+    assert found["ssim"] == actual["ssim"] == pytest.approx(structural_similarity(reference, image), rel=1e-9)
+    assert found["aad"] == pytest.approx(np.abs(image.astype(int) - reference).mean())
+    with pytest.raises(InputTypeError, match="uint16"):
+        metrics.xfusion_scores(image.astype("u2"), reference)
+
+
 def test_equal_images():
     x = np.arange(100.0).reshape(10, 10)
     assert metrics.psnr(x, x, 1) == np.inf

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from xrk.brisque import brisque
 from xrk.errors import InputError, InputTypeError
 
-__all__ = ["aad", "brisque", "cnr", "mse", "psnr", "snr", "ssim"]
+__all__ = ["aad", "brisque", "cnr", "mse", "psnr", "snr", "ssim", "xfusion_scores"]
 
 # Rows and columns of a rectangle, as for indexing: (slice(0, 64), slice(10, 74)).
 Region = tuple[slice, slice]
@@ -85,6 +85,25 @@ def aad(image: ArrayLike, reference: ArrayLike) -> float:
     """
     x, y = _pair(image, reference)
     return float(np.mean(np.abs(x - y)))
+
+
+def xfusion_scores(image: ArrayLike, reference: ArrayLike, actual: bool = False) -> dict[str, float]:
+    """PSNR in dB, SSIM and AAD of an 8-bit frame by the rules that XFusion's published figures follow.
+
+    The peak of PSNR is 255, or, for its own recordings (``actual``), the largest value of ``image``; SSIM has windows
+    of 7 and a range of 255, AAD is in grey levels.
+
+    Args:
+        image, reference: (H, W) uint8, as `xrk.fuse_video` gives with ``compat="xfusion"``.
+
+    Raises:
+        InputTypeError: not uint8. InputError: the shapes differ, or ``actual`` and an image of zeros.
+    """
+    for what, array in (("image", image), ("reference", reference)):
+        if (dtype := np.asarray(array).dtype) != np.uint8:
+            raise InputTypeError(f"The {what} is {dtype}; XFusion's rules are for uint8.")
+    peak = float(np.max(image)) if actual else 255.0
+    return {"psnr": psnr(image, reference, peak), "ssim": ssim(image, reference, 255.0), "aad": aad(image, reference)}
 
 
 def snr(image: ArrayLike, region: Region, resolution: float | None = None) -> float:

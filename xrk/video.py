@@ -144,7 +144,8 @@ def fuse_video(
             "2GiB". It does not depend on the length of the sequence. By default the fastest plans that fit.
         device: "cpu", "cuda", "cuda:1"; by default where the module lies.
         runtime: "bands", or "whole" for the plain network, as for `xrk.enhance`.
-        compat: "xfusion" does as the original does, in 8 bits: see `xrk.video_counts.XFusion`. Frames are uint8.
+        compat: "xfusion" does as the original does, in 8 bits: see `xrk.video_counts.XFusion`. Frames are uint8;
+            `xrk.metrics.xfusion_scores` measures them as its paper does.
         start: number of the first LR frame to give a result for; those before it are not computed.
         progress: True for a bar, or a function that is called with (frames done, frames), frames None where an iterator
             will tell. What it raises ends the sequence.
@@ -188,6 +189,7 @@ def fuse_video(
         if isinstance(conversion, XFusion):
             size = (conversion.lr_shape, conversion.hr_shape)
         if loaded is None:
+            resolve_device(device)  # a wrong one is told of, though baselines need none
             device = resolve_device("cpu")
             method: Method = BASELINES[baseline](size[1], ratio)
         else:

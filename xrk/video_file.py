@@ -126,7 +126,10 @@ class _Kept:
         try:
             self._file = open(path, "r+b" if path.exists() else "x+b")  # noqa: SIM115
             self._claim()
-            if resume and self._file.read(len(self._head)) == self._head:
+            found = self._file.read(len(self._head))
+            if not found.startswith(_MAGIC[: len(found)]):
+                raise ImageFileError(f"{path} is in the way, and no run left it; move it, or choose another output.")
+            if resume and found == self._head:
                 self._count()
             else:
                 self._file.seek(0)
@@ -134,6 +137,7 @@ class _Kept:
                 self._file.write(self._head)
                 self._file.flush()
         except ImageFileError:
+            self._file.close()
             raise
         except OSError as error:
             raise ImageFileError(f"{path} cannot be written: {error.strerror or error}.") from error

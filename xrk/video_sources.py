@@ -84,8 +84,9 @@ class Frames:
                 return
 
     def _take(self) -> np.ndarray | None:
-        frame = next(self._frames, None)
-        if frame is None:
+        try:
+            frame = next(self._frames)
+        except StopIteration:
             return None
         number, self._taken = self._taken, self._taken + 1
         incoming = _accepted(frame, f"{self.name} frame {number}")
@@ -190,9 +191,10 @@ def _listed(given: list[Any], name: str) -> Frames:
 
 def _iterated(frames: Iterator[Any], name: str) -> Frames:
     """The first frame is taken at once: it tells what the others are like."""
-    first = next(frames, None)
-    if first is None:
-        raise InputError(f"The {name} sequence is empty; {_EXPECTED}.")
+    try:
+        first = next(frames)
+    except StopIteration:
+        raise InputError(f"The {name} sequence is empty; {_EXPECTED}.") from None
     incoming = _accepted(first, f"{name} frame 0")
 
     def again() -> Iterator[Any]:
@@ -228,6 +230,8 @@ def _of_hdf5(path: str, inside: str, name: str, stack: ExitStack) -> Frames:
         import h5py
     except ImportError:
         raise ImageFileError(f"{path} is an HDF5 file; reading it needs h5py: pip install 'xrk[hdf5]'.") from None
+    if not os.path.exists(path):
+        raise ImageFileError(f"{path} does not exist.")
     try:
         file = stack.enter_context(h5py.File(path, "r"))
         found = _stacks(file, h5py)
@@ -240,6 +244,9 @@ def _of_hdf5(path: str, inside: str, name: str, stack: ExitStack) -> Frames:
         wanted = f"no data set {inside!r}" if inside else "not one data set of three axes"
         names = ", ".join(found) if found else "none"
         raise ImageFileError(f"{path} has {wanted}; name one as {path}::/name (those of three axes: {names}).")
+
+    if dataset.shape is None:
+        raise ImageFileError(f"{path}::{dataset.name} holds no values; expected frames.")
 
     def frame(i: int) -> np.ndarray:
         try:

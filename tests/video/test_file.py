@@ -94,7 +94,7 @@ def test_a_run_that_ended_while_the_file_was_written_makes_no_frame_again(files,
     )
 
 
-@pytest.mark.parametrize("damage", ["torn", "changed", "other call", "other input", "no resume", "foreign"])
+@pytest.mark.parametrize("damage", ["torn", "changed", "other call", "other input", "no resume"])
 def test_only_whole_frames_of_the_same_call_are_taken(files, damage):
     with pytest.raises(KeyboardInterrupt):
         run(files, progress=stopping_after(4))
@@ -108,8 +108,6 @@ def test_only_whole_frames_of_the_same_call_are_taken(files, damage):
         content[-2000] ^= 1
         kept.write_bytes(content)
         first = 3
-    elif damage == "foreign":
-        kept.write_bytes(b"anything")
     elif damage == "other call":
         options = {"separation": 2}
     elif damage == "other input":
@@ -149,6 +147,13 @@ def test_what_cannot_be_is_told_before_anything_is_written(files, arguments, opt
     with pytest.raises(error, match=words):
         xrk.fuse_video_file(*(files / name for name in arguments), **{"ratio": 4, "model": "linear"} | options)
     assert left(files) == []
+
+
+def test_somebody_s_own_file_stays(files):
+    (files / "out.tif.frames").write_text("notes")
+    with pytest.raises(ImageFileError, match=r"out\.tif\.frames is in the way"):
+        run(files, model="linear")
+    assert (files / "out.tif.frames").read_text() == "notes" and left(files) == ["out.tif.frames"]
 
 
 def test_arrays_go_elsewhere(files):

@@ -103,6 +103,10 @@ def test_hdf5(tmp_path):
     for name, words in ((str(path), "/fast/data, /slow/data"), (f"{path}::/fast", "'/fast'"), (f"{path}::x", "'x'")):
         with pytest.raises(ImageFileError, match=words):
             xrk.fuse_video(name, HR, ratio=4, model="linear")
+    with h5py.File(path, "a") as file:
+        file["nothing"] = h5py.Empty("u2")
+    with pytest.raises(ImageFileError, match="/nothing holds no values"):
+        xrk.fuse_video(f"{path}::nothing", HR, ratio=4, model="linear")
     with pytest.raises(InputError, match=r"\(3,\)"):
         xrk.fuse_video(f"{path}::note", HR, ratio=4, model="linear")
     (tmp_path / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\nand nothing else")

@@ -28,6 +28,7 @@ WINDOWS = [
     (EDVR, 9, 3, 4, 1, (8, 12)),
     (EDVR, 7, 2, 4, 2, (10, 13)),  # the last key frame stands for both; sizes that are padded
     (SWIN, 5, 2, 4, 1, (7, 9)),
+    (SWIN, 3, 1, 4, 1, (3, 5)),  # lower than a window
     (EDVR, 5, 1, 20, 3, (4, 8)),  # a single key frame, and neighbours further away than the ends
     (seeded(lr_frames=5, seed=3), 6, 4, 2, 1, (8, 8)),  # a key frame after the last LR frame
     (seeded(SwinSTF, align=True, features=9, deformable_groups=3, extraction_blocks=1), 4, 2, 3, 1, (8, 6)),
@@ -317,6 +318,8 @@ LR, HR = sequences(9, 3)
         (LR, HR, {"progress": 3}, InputTypeError, "progress=3"),
         (LR, HR, {"memory": "lots"}, InputError, "lots"),
         (LR, HR, {"device": "tpu"}, xrk.errors.DeviceError, "tpu"),
+        (LR, HR, {"device": "tpu", "model": "linear"}, xrk.errors.DeviceError, "tpu"),
+        (iter([None]), HR, {}, InputTypeError, "NoneType"),
     ],
 )  # fmt: skip
 def test_bad_input_is_told_at_the_call(lr, hr, options, error, words):
@@ -340,6 +343,7 @@ def surprised(frames, at, other):
     [
         (lambda: surprised(LR, 5, lambda f: f[:-1]), lambda: HR, (9, 3), 4, InputError, "low-resolution frame 5"),
         (lambda: surprised(LR, 5, lambda f: f.astype(np.int32)), lambda: HR, (9, 3), 4, InputTypeError, "int32"),
+        (lambda: surprised(LR, 5, lambda f: None), lambda: HR, (9, 3), 4, InputTypeError, "low-resolution frame 5"),
         (lambda: LR, lambda: surprised(HR, 2, lambda f: f[:, 1:]), (9, 3), 4, InputError, "high-resolution frame 2"),
         (lambda: LR, lambda: iter(HR[:1]), (9, 1), 4, InputError, "ended after 1 key frames"),
         (lambda: iter(LR), lambda: iter(HR[:2]), (9, 2), 8, InputError, "frame 8 needs key frame 2"),
