@@ -149,7 +149,7 @@ def test_uncertainty_of_a_file_streams(tmp_path):
     np.testing.assert_allclose(tifffile.imread(tmp_path / "sd.tif"), report.uncertainty, rtol=1e-4)
     before = sorted(tmp_path.iterdir())
     for options, problem in (
-        ({"uncertainty": tmp_path / "new.tif"}, "image file itself"),
+        ({"uncertainty": tmp_path / "new.tif"}, "would both be written to"),
         ({"uncertainty": tmp_path / "sd.png"}, "ends in .tif"),
         ({"uncertainty": tmp_path / "x.tif", "model": "resnet18-unet"}, "does not tell how sure"),
         ({"uncertainty": tmp_path / "x.tif", "model": model("fit", "unit"), "noise": "off"}, "no posterior"),

@@ -536,7 +536,8 @@ def test_bad_input(image, options, error, base, message):
     [
         ("no-such-network", ModelNotFoundError, "'no-such-network'"),
         ("missing/net.pth", CheckpointFileError, "missing/net.pth"),
-        (nn.Identity(), InputTypeError, "The model is a Identity; expected a name"),
+        (7, InputTypeError, "The model is a int; expected a name"),
+        (nn.Identity(), InputError, "Identity is in training mode"),
         (None, InputTypeError, "The model is a NoneType; expected"),
     ],
 )

@@ -372,7 +372,7 @@ def _mixture_line(mean: np.ndarray, measured: np.ndarray, freedom: float, weight
         x = np.maximum(measured / mu, 1e-12)
         # Both are densities of log x; content is spread evenly over four decades above the noise.
         noise = share * np.exp(constant + half * (np.log(x) - x))
-        content = (1 - share) / 9.2 * np.minimum(x * x, 1.0)
+        content = (1 - share) / 9.2 * np.minimum(x, 1.0) ** 2
         belief = noise / (noise + content + 1e-300)
         share = min(max(float(belief.mean()), 0.05), 0.999)
         w = belief / mu**2

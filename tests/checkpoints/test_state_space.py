@@ -263,6 +263,6 @@ def test_a_network_that_magnifies_is_loaded_and_not_run_on_frames(tmp_path):
 
 
 def test_a_network_without_shipped_weights_is_not_offered():
-    assert {card.architecture for card in xrk.list_models()} <= {card.name for card in xrk.list_models()}
+    assert "mambair" not in {card.name for card in xrk.list_models()}
     with pytest.raises(ModelNotFoundError, match=r"has the network 'mambair' but ships no weights"):
         xrk.load("mambair")

@@ -192,7 +192,7 @@ def test_the_command_refuses_in_a_sentence(files, capsys, more, words):
 
 def test_the_command_can_be_interrupted(files, tmp_path):
     """The process itself, by a signal between two frames."""
-    lr, hr = sequences(400, 100, (8, 12))
+    lr, hr = sequences(3000, 750, (8, 12))
     xrk.io.write(files / "lr.tif", lr)
     xrk.io.write(files / "hr.tif", hr)
     process = subprocess.Popen(
