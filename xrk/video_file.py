@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from xrk import io
 from xrk.errors import ImageFileError, InputError, InputTypeError
+from xrk.loading import Model
 from xrk.progress import told
 from xrk.video import VideoReport, fuse_video
 
@@ -69,7 +71,7 @@ def fuse_video_file(
     # A first look tells what a frame is: what was kept is of use only to the same call on the same files.
     frames, report = fuse_video(lr, hr, report=True, **options)
     count, height, width = report.shape
-    identity = _identity(report, lr, hr, inputs)
+    identity = _identity(report, lr, hr, inputs, options.get("model"))
     with _Kept(dst.with_name(f"{dst.name}.frames"), identity, (height, width), np.dtype(report.dtype), resume) as kept:
         before, clipped = kept.done, kept.clipped
         with told(progress, count, "frame") as tell:
@@ -102,13 +104,27 @@ def _repeatable(report: VideoReport) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if name not in ("start", "features", "used")}
 
 
-def _identity(report: VideoReport, lr: Any, hr: Any, inputs: list[Path]) -> str:
+def _identity(report: VideoReport, lr: Any, hr: Any, inputs: list[Path], model: Any) -> str:
     """Of everything that the frames depend on."""
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
     what = {**_repeatable(report), "lr": os.fspath(lr), "hr": os.fspath(hr), "files": files}
+    if not isinstance(model, str | os.PathLike):
+        what["network"] = _network(model)  # no file's sha256 tells one of the caller's own from another
     for name in ("frames", "clipped"):
         del what[name]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _network(model: Any) -> str | None:
+    """Of the tensors of a module, or of what `xrk.load` gave, and of the latter's card."""
+    if model is None:
+        return None
+    digest = hashlib.sha256(json.dumps(model.card.to_dict()).encode() if isinstance(model, Model) else b"")
+    module = model.module if isinstance(model, Model) else model
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class _Kept:

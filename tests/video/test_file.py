@@ -94,10 +94,13 @@ def test_a_run_that_ended_while_the_file_was_written_makes_no_frame_again(files,
     )
 
 
-@pytest.mark.parametrize("damage", ["torn", "changed", "other call", "other input", "no resume"])
+@pytest.mark.parametrize("damage", ["torn", "changed", "other call", "other input", "other module", "no resume"])
 def test_only_whole_frames_of_the_same_call_are_taken(files, damage):
+    other, before = seeded(seed=7), {}
+    if damage == "other module":
+        before = {"model": seeded()}  # of one kind and one size: only their values tell them apart
     with pytest.raises(KeyboardInterrupt):
-        run(files, progress=stopping_after(4))
+        run(files, progress=stopping_after(4), **before)
     kept = files / "out.tif.frames"
     content = bytearray(kept.read_bytes())
     options, first = {}, 0
@@ -110,6 +113,8 @@ def test_only_whole_frames_of_the_same_call_are_taken(files, damage):
         first = 3
     elif damage == "other call":
         options = {"separation": 2}
+    elif damage == "other module":
+        options = {"model": other}
     elif damage == "other input":
         xrk.io.write(files / "hr.tif", HR[::-1])
     else:
@@ -118,8 +123,8 @@ def test_only_whole_frames_of_the_same_call_are_taken(files, damage):
     run(files, progress=lambda done, _: told.append(done), **options)
     assert told[0] == (first or 1)
     hr = HR[::-1] if damage == "other input" else HR
-    chosen = {"separation": options.get("separation", 1), "runtime": "whole"}
-    expected = list(xrk.fuse_video(LR, hr, ratio=4, model=files / "net_g_1.pth", **chosen))
+    chosen = {"separation": options.get("separation", 1), "model": options.get("model", files / "net_g_1.pth")}
+    expected = list(xrk.fuse_video(LR, hr, ratio=4, runtime="whole", **chosen))
     assert np.array_equal(xrk.io.read(files / "out.tif").array, expected) and left(files) == ["out.tif"]
 
 
