@@ -223,9 +223,11 @@ class Video:
         return True
 
     def _check_end(self, count: int) -> None:
-        keys = self.hr_source.count
-        if keys is not None and keys > (count - 1) // self.ratio + 2:
+        hr, most = self.hr_source, (count - 1) // self.ratio + 2
+        # Of an iterator only one frame more tells.
+        more = hr.given == most and hr.peek() is not None if hr.count is None else hr.count > most
+        if more:
             raise InputError(
-                f"The low-resolution sequence ended after {count} frames; at ratio={self.ratio} the {keys} "
-                "high-resolution key frames go on beyond them."
+                f"The low-resolution sequence ended after {count} frames; at ratio={self.ratio} at most {most} "
+                "high-resolution key frames go with them, and there are more."
             )

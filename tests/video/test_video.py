@@ -348,6 +348,8 @@ def surprised(frames, at, other):
         (lambda: LR, lambda: iter(HR[:1]), (9, 1), 4, InputError, "ended after 1 key frames"),
         (lambda: iter(LR), lambda: iter(HR[:2]), (9, 2), 8, InputError, "frame 8 needs key frame 2"),
         (lambda: iter(LR[:4]), lambda: HR, (4, 2), 4, InputError, "ended after 4 frames"),
+        (lambda: iter(LR[:4]), lambda: iter(HR), (4, 2), 4, InputError, "ended after 4 frames"),
+        (lambda: LR[:4], lambda: iter(HR), (4, 2), 4, InputError, "at most 2 high-resolution key frames"),
         (lambda: iter(LR[:2]), lambda: HR[:1], (4, 1), 1, InputError, "ended after 2 frames"),
         (lambda: iter(LR[:5]), lambda: HR, (5, 3), 5, None, ""),
         (lambda: surprised(LR, 3, lambda f: 1 / 0), lambda: HR, (9, 3), 2, ZeroDivisionError, "zero"),  # its own error
