@@ -91,8 +91,9 @@ def resolve_levels(
     levels: tuple[float, float] | None,
     dtype: np.dtype,
     frames: Iterable[tuple[np.ndarray, np.ndarray | None]] = (),
+    name: str = "levels",
 ) -> tuple[float, float]:
-    """The black and the white level as floats, in the image's units.
+    """The black and the white level as floats, in the image's units; ``name``: what errors call them.
 
     ``levels`` as given; without it the dtype's range for integers, and (0, 1) for floats if all valid pixels of
     ``frames`` (pairs of a frame and its invalid pixels; read for floats only) lie there. No maximum is guessed from.
@@ -101,7 +102,7 @@ def resolve_levels(
     levels; InputTypeError for what is no pair of real numbers.
     """
     if levels is not None:
-        return _check_levels(levels)
+        return _check_levels(levels, name)
     if dtype.kind != "f":
         limits = np.iinfo(dtype)
         return float(limits.min), float(limits.max)
@@ -118,25 +119,25 @@ def resolve_levels(
     return 0.0, 1.0
 
 
-def _check_levels(levels: tuple[float, float]) -> tuple[float, float]:
-    expected = "expected levels=(black, white), two finite numbers with black < white"
+def _check_levels(levels: tuple[float, float], name: str) -> tuple[float, float]:
+    expected = f"expected {name}=(black, white), two finite numbers with black < white"
     try:
         pair = tuple(levels)
     except TypeError:
         pair = ()
     if isinstance(levels, str) or len(pair) != 2 or not all(isinstance(v, Real) for v in pair):
-        raise InputTypeError(f"levels={levels!r}; {expected}.")
+        raise InputTypeError(f"{name}={levels!r}; {expected}.")
     try:
         black, white = float(pair[0]), float(pair[1])
     except OverflowError:
-        raise InputError(f"The levels span a range that float64 cannot hold; {expected}.") from None
+        raise InputError(f"{name} span a range that float64 cannot hold; {expected}.") from None
     if not (math.isfinite(black) and math.isfinite(white)):
-        raise InputError(f"levels=({black:g}, {white:g}) are not finite; {expected}.")
+        raise InputError(f"{name}=({black:g}, {white:g}) are not finite; {expected}.")
     if black >= white:
-        raise InputError(f"levels=({black:g}, {white:g}) are {'equal' if black == white else 'reversed'}; {expected}.")
+        raise InputError(f"{name}=({black:g}, {white:g}) are {'equal' if black == white else 'reversed'}; {expected}.")
     # The range and its inverse are both factors later on.
     if not (math.isfinite(white - black) and math.isfinite(1.0 / (white - black))):
-        raise InputError(f"levels=({black:g}, {white:g}) span a range that float64 cannot hold; {expected}.")
+        raise InputError(f"{name}=({black:g}, {white:g}) span a range that float64 cannot hold; {expected}.")
     return black, white
 
 

@@ -326,10 +326,10 @@ def _conversion(
             raise InputError('compat="xfusion" has its own range and no noise model; leave out levels= and noise=.')
         conversion: Conversion = XFusion(lr.dtype, lr.shape, hr.shape, scale)
         return conversion, {"levels": None, "hr_levels": None, "noise": None}
-    hr_levels = levels if hr_levels is None else hr_levels
+    name, hr_levels = ("levels", levels) if hr_levels is None else ("hr_levels", hr_levels)
     found = [
-        radiograph.resolve_levels(source.levels if given is None else given, source.dtype)
-        for source, given in ((lr, levels), (hr, hr_levels))
+        radiograph.resolve_levels(source.levels if given is None else given, source.dtype, name=called)
+        for source, given, called in ((lr, levels, "levels"), (hr, hr_levels, name))
     ]
     for source, given in ((lr, levels), (hr, hr_levels)):
         if source.dtype.kind == "f" and given is None and source.levels is None:

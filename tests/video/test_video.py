@@ -309,6 +309,7 @@ LR, HR = sequences(9, 3)
         (LR, HR, {"model": seeded(in_channels=2)}, InputError, "2 channels"),
         (LR, HR, {"model": seeded().half()}, InputTypeError, "float16"),
         (LR, HR, {"levels": (5, 5)}, InputError, "levels"),
+        (LR, HR, {"hr_levels": (9, 1)}, InputError, "hr_levels=(9, 1) are reversed"),
         (LR, HR, {"noise": "some"}, InputError, "noise='some'"),
         (LR, HR, {"noise": xrk.NoiseModel(1.0), "model": "linear"}, InputError, "noise"),
         (LR, HR, {"compat": "other"}, InputError, "compat='other'"),
