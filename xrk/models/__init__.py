@@ -15,7 +15,8 @@ from xrk.models.dncnn import DnCNN
 from xrk.models.lxie import LXIENet
 from xrk.models.mambair import MambaIR
 from xrk.models.resnet18_unet import OriginalResNet18UNet, ResNet18UNet
-from xrk.models.stf import EDVRSTF, SwinSTF
+from xrk.models.stf import EDVRSTF
+from xrk.models.swin_stf import SwinSTF
 
 __all__ = [
     "ARCHITECTURES",

@@ -6,17 +6,8 @@ from torch.nn import functional as F
 
 from xrk.errors import InputError
 from xrk.models.mambair import to_channels_first, to_channels_last
-from xrk.models.stf import (
-    _HR_FRAMES,
-    _SCALE,
-    EDVRSTF,
-    SwinBlock,
-    SwinSTF,
-    WindowAttention,
-    _joined,
-    _kinds,
-    _partition,
-)
+from xrk.models.stf import _HR_FRAMES, _SCALE, EDVRSTF
+from xrk.models.swin_stf import SwinBlock, SwinSTF, WindowAttention, _joined, _kinds, _partition
 
 __all__ = ["OneImage", "image_of", "pack", "sees_all_frames"]
 
