@@ -119,6 +119,12 @@ def test_the_commands(tmp_path, capsys):
     assert f"{xrk.compare(x, y)}" in capsys.readouterr().out
     assert main(["compare", a, b, "--reference", b]) == 0
     assert "b.tif against b.tif: PSNR inf dB" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    xrk.io.write(namesake := tmp_path / "other" / "a.tif", y)
+    assert main(["compare", a, str(namesake), "--reference", b, "--region", "0:32,0:32"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == ["a.tif against b.tif"] * 2 + ["a.tif"] * 2 + ["b.tif"]
+    assert "PSNR inf dB" in told[1] and "PSNR inf dB" not in told[0]
     assert main(["fuse", a, b, "-o", str(tmp_path / "f.tif"), "--pseudocolor", str(tmp_path / "f.png")]) == 0
     assert "wavelet fusion; shift +0 rows, +0 columns" in capsys.readouterr().out
     assert np.array_equal(xrk.io.read(tmp_path / "f.tif").array, xrk.fuse(x, y))

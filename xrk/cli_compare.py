@@ -61,25 +61,25 @@ def _run(arguments: argparse.Namespace) -> int:
     a, b = (xrk.io.read(path).array for path in (arguments.a, arguments.b))
     names = (Path(arguments.a).name, Path(arguments.b).name)
     drawn = {"png": arguments.picture, "row": arguments.row, "names": names}
-    images = dict(zip(names, (a, b), strict=True))
+    images = [(names[0], a), (names[1], b)]  # files of two folders may have one name
     if arguments.reference is None:
-        told = {f"{names[0]} against {names[1]}": xrk.compare(a, b, data_range=arguments.range, **drawn)}
+        lines = [f"{names[0]} against {names[1]}: {xrk.compare(a, b, data_range=arguments.range, **drawn)}"]
     else:
         reference, name = xrk.io.read(arguments.reference).array, Path(arguments.reference).name
-        told = {
-            f"{own} against {name}": xrk.compare(image, reference, data_range=arguments.range)
-            for own, image in images.items()
-        }
+        lines = [
+            f"{own} against {name}: {xrk.compare(image, reference, data_range=arguments.range)}"
+            for own, image in images
+        ]
         if arguments.picture is not None:
             xrk.compare(a, b, data_range=arguments.range, **drawn)
-        images[name] = reference
-    lines = [f"{what}: {figures}" for what, figures in told.items()]
+        if not any(Path(arguments.reference).samefile(path) for path in (arguments.a, arguments.b)):
+            images.append((name, reference))
     # Of stacks the middle frame is looked at.
-    frames = {name: image if image.ndim == 2 else image[len(image) // 2] for name, image in images.items()}
+    frames = [(name, image if image.ndim == 2 else image[len(image) // 2]) for name, image in images]
     if arguments.region is not None:
-        lines += [f"{name}: {_of_regions(arguments, frame)}" for name, frame in frames.items()]
+        lines += [f"{name}: {_of_regions(arguments, frame)}" for name, frame in frames]
     if arguments.brisque:
-        lines += [f"{name}: BRISQUE {_brisque(frame, arguments.range):.1f}" for name, frame in frames.items()]
+        lines += [f"{name}: BRISQUE {_brisque(frame, arguments.range):.1f}" for name, frame in frames]
     print("\n".join(lines))
     return 0
 
