@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from xrk.brisque import brisque
 from xrk.errors import InputError, InputTypeError
+from xrk.io.arguments import whole_number
 
 __all__ = ["aad", "brisque", "cnr", "mse", "psnr", "snr", "ssim", "xfusion_scores"]
 
@@ -46,10 +45,7 @@ def ssim(image: ArrayLike, reference: ArrayLike, data_range: float, window: int 
         positive. InputTypeError: the window is no whole number.
     """
     x, y = _pair(image, reference, data_range)
-    if isinstance(window, bool) or not isinstance(window, Integral):
-        raise InputTypeError(f"window is {window!r}; expected a whole number of pixels.")
-    if window < 2:
-        raise InputError(f"window is {window}; expected 2 pixels or more.")
+    window = whole_number(window, "window", 2, unit=" of pixels")
     if x.ndim != 2 or min(x.shape) < window:
         raise InputError(f"SSIM needs (H, W) images of at least {window}x{window} pixels, not shape {x.shape}.")
     # Shifted by a common value, which leaves (co)variances alone, so that the sums of squares do not cancel.

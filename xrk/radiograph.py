@@ -8,11 +8,11 @@ compute in float64 and give the same bits.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 
 from xrk.errors import InputError, InputTypeError
+from xrk.io.arguments import black_and_white
 
 try:
     from xrk import _native
@@ -102,7 +102,7 @@ def resolve_levels(
     levels; InputTypeError for what is no pair of real numbers.
     """
     if levels is not None:
-        return _check_levels(levels, name)
+        return black_and_white(levels, name)
     if dtype.kind != "f":
         limits = np.iinfo(dtype)
         return float(limits.min), float(limits.max)
@@ -117,28 +117,6 @@ def resolve_levels(
             "without levels floats are expected in [0, 1]."
         )
     return 0.0, 1.0
-
-
-def _check_levels(levels: tuple[float, float], name: str) -> tuple[float, float]:
-    expected = f"expected {name}=(black, white), two finite numbers with black < white"
-    try:
-        pair = tuple(levels)
-    except TypeError:
-        pair = ()
-    if isinstance(levels, str) or len(pair) != 2 or not all(isinstance(v, Real) for v in pair):
-        raise InputTypeError(f"{name}={levels!r}; {expected}.")
-    try:
-        black, white = float(pair[0]), float(pair[1])
-    except OverflowError:
-        raise InputError(f"{name} span a range that float64 cannot hold; {expected}.") from None
-    if not (math.isfinite(black) and math.isfinite(white)):
-        raise InputError(f"{name}=({black:g}, {white:g}) are not finite; {expected}.")
-    if black >= white:
-        raise InputError(f"{name}=({black:g}, {white:g}) are {'equal' if black == white else 'reversed'}; {expected}.")
-    # The range and its inverse are both factors later on.
-    if not (math.isfinite(white - black) and math.isfinite(1.0 / (white - black))):
-        raise InputError(f"{name}=({black:g}, {white:g}) span a range that float64 cannot hold; {expected}.")
-    return black, white
 
 
 # --- invalid pixels ------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ What the network makes of one frame alone, whatever stands around it, is made on
 need it: of 2 r + 1 LR frames and two key frames. Memory does not grow with the sequence.
 """
 
-import operator
 import os
 import platform
 import time
@@ -24,6 +23,7 @@ import torch
 import xrk
 from xrk import loading, radiograph
 from xrk.errors import InputError, InputTypeError
+from xrk.io.arguments import whole_number
 from xrk.models import VIDEO, Card
 from xrk.models.stf import TwoCameras
 from xrk.network import Levels, make_domain
@@ -167,9 +167,9 @@ def fuse_video(
     """
     began = time.perf_counter()
     scale, ratio, separation = (
-        _counted(value, name) for name, value in (("scale", scale), ("ratio", ratio), ("separation", separation))
+        whole_number(value, name, 1) for name, value in (("scale", scale), ("ratio", ratio), ("separation", separation))
     )
-    start = _counted(start, "start", 0)
+    start = whole_number(start, "start", 0)
     if compat not in (None, "xfusion"):
         raise InputError(f'compat={compat!r}; expected None or "xfusion".')
     if runtime not in ("bands", "whole"):
@@ -236,16 +236,6 @@ def _frames(
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
-
-
-def _counted(value: Any, name: str, least: int = 1) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputTypeError(f"{name}={value!r}; expected a whole number.") from None
-    if isinstance(value, bool) or number < least:
-        raise InputError(f"{name}={value!r}; expected a whole number from {least} up.")
-    return number
 
 
 def _video_model(model: Any) -> loading.Model:

@@ -66,8 +66,7 @@ def fuse_video_file(
     dst = Path(dst)
     io.check_writable(dst)
     inputs = [Path(os.fspath(path).partition("::")[0]) for path in (lr, hr)]
-    if any(path.exists() and dst.exists() and path.samefile(dst) for path in inputs):
-        raise InputError(f"{dst} would overwrite an input; choose another name for the output.")
+    io.check_apart({"video": dst}, {"input": inputs, "model": options.get("model")})
     # A first look tells what a frame is: what was kept is of use only to the same call on the same files.
     frames, report = fuse_video(lr, hr, report=True, **options)
     count, height, width = report.shape

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from safetensors.torch import save_file
 
 from xrk import arrays, radiograph
 from xrk.errors import InputError, InputTypeError
+from xrk.io.arguments import whole_number
 from xrk.io.atomic import check_apart, check_target
 from xrk.loading import Model, load
 from xrk.models import BlindSpot, Card
@@ -123,13 +124,13 @@ def adapt(
     """
     started = time.monotonic()
     steps, patience, batch = (
-        _count(name, value, 1) for name, value in (("steps", steps), ("patience", patience), ("batch", batch))
+        whole_number(value, name, 1) for name, value in (("steps", steps), ("patience", patience), ("batch", batch))
     )
-    patch, seed = _count("patch", patch, 32), _count("seed", seed, 0, 2**63 - 2)
-    spot = None if spot is None else _count("spot", spot, 1, _WIDEST)
-    features = None if features is None else _count("features", features, 1)
+    patch, seed = whole_number(patch, "patch", 32), whole_number(seed, "seed", 0, 2**63 - 2)
+    spot = None if spot is None else whole_number(spot, "spot", 1, _WIDEST)
+    features = None if features is None else whole_number(features, "features", 1)
     if patch % 32:
-        raise InputError(f"patch is {patch}; expected a multiple of 32.")
+        raise InputError(f"patch={patch}; expected a multiple of 32.")
     if isinstance(rate, bool) or not isinstance(rate, Real):
         raise InputTypeError(f"rate is {rate!r}; expected a number.")
     if not (math.isfinite(rate) and rate > 0):
@@ -244,15 +245,6 @@ def lagged(seen: np.ndarray, steps: int = 1) -> tuple[float, float]:
 
 
 # --- what comes in --------------------------------------------------------------------------------------------------
-
-
-def _count(name: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputTypeError(f"{name} is {value!r}; expected a whole number.")
-    if value < least or (most is not None and value > most):
-        expected = f"{least} or more" if most is None else f"{least} to {most}"
-        raise InputError(f"{name} is {value}; expected {expected}.")
-    return int(value)
 
 
 def _stack(frames: Any) -> np.ndarray:
