@@ -52,6 +52,36 @@ def test_white_patches_and_those_of_real_frames(pool):
     assert 2 <= real.sum() <= 20 and np.isnan(target[real]).all() and np.isfinite(target[~real]).all()
 
 
+class _Says(torch.nn.Module):
+    """Stands for a blind network: it says what it is told to."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.said, self.std = torch.nn.Parameter(torch.stack([mean, std], dim=1)), True
+
+    def noise(self, mean):
+        return torch.ones_like(mean)
+
+    def forward(self, noisy):
+        return self.said
+
+
+def test_a_patch_weighs_as_little_as_the_network_expects_to_be_wrong_there():
+    rng = np.random.default_rng(0)
+    mean, std, y = rng.uniform(5, 50, (3, 8, 8)), rng.uniform(0, 2, (3, 8, 8)), rng.uniform(5, 50, (3, 1, 8, 8))
+    says = _Says(torch.from_numpy(mean), torch.from_numpy(std))
+    loss = blindspot_net.loss(says, torch.from_numpy(y), None, None)
+    loss.backward()
+    terms, slopes = [], []
+    for m, s, seen in zip(mean, std, y[:, 0], strict=True):
+        k, v = m**2 / (m**2).mean(), s**2 + 1
+        scale = (k * s**2 / v).mean() + blindspot_net.FLOOR
+        terms.append((k * ((seen - m) ** 2 / v + np.log(v))).mean() / scale)
+        slopes.append(k * 2 * (m - seen) / v / scale / m.size / len(mean))
+    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-12)
+    np.testing.assert_allclose(says.said.grad[:, 0].numpy(), slopes, rtol=1e-9)  # the weights have no slope
+
+
 def test_a_blind_network_never_sees_a_clean_image(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = blindspot_net.build({**blindspot_net.CONFIG, "features": 4})

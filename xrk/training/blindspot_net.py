@@ -1,11 +1,18 @@
 """How a ``blindspot`` is trained: on noisy patches alone, simulated ones and those of real frames.
 
-The loss is that of the calibrated models (Khademi et al., WACV 2021, equations 7 and 8) for noise of variance 1:
+The loss begins as that of the calibrated models (Khademi et al., WACV 2021, equation 7) for noise of variance 1:
 
-    mean[(y - m)^2 / (s^2 + 1) + log(s^2 + 1) + 0.1 |s|]
+    n = (y - m)^2 / (s^2 + 1) + log(s^2 + 1)
 
-m and s are what the network says of a pixel y that it has not seen. No clean image is in it; the simulated ones' are
-looked at for the logged gain only. With ``--spot 0`` nothing is blind and the same network learns from clean images,
+m and s are what the network says of a pixel y that it has not seen. Summed as it is, rough patches of high dose decide,
+and smooth ones of low dose, where most is to be won, hardly count. So a patch counts inversely to the error that the
+network itself expects there, and a pixel as its error in counts does, as in the other recipes:
+
+    mean over patches of  mean[k n] / (mean[k s^2 / (s^2 + 1)] + floor)        k = m^2 / mean[m^2]
+
+Both are taken as constants. The published 0.1 |s| is left out: where the surroundings tell the pixel to a third of the
+noise or better, it keeps s at 0. No clean image is in this; the simulated ones' are looked at for the logged gain
+only. With ``--spot 0`` nothing is blind and the same network learns from clean images,
 as the others do: what it is compared with.
 """
 
@@ -13,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xrk.models.blindspot import BlindSpot, Mean, Posterior
@@ -26,6 +34,8 @@ SIZE, BATCH = 128, 4
 WHITE = True
 EXACT = ()
 WEIGHT_DECAY = 0.0
+# Of a whole radiograph's error, in variances of the noise: no patch counts as much as if it had none.
+FLOOR = 0.02
 DESCRIPTION = (
     "Blind-spot network that learnt from noisy frames alone, without a clean image: for white Poisson-Gaussian noise at"
     " 15 to 12000 quanta per pixel; the result is the posterior mean, and how sure it is comes with it."
@@ -80,11 +90,21 @@ def loss(network: BlindSpot, noisy: Tensor, target: Tensor, weight: Tensor) -> T
     """The loss above; ``target`` and ``weight`` are for ``spot`` 0 alone."""
     if network.std is None:
         return resnet18_unet.loss(network, noisy, target, weight)
-    return surprise(network, noisy)
+    mean, std = network(noisy).split(1, dim=1)
+    rest, noise = std.square(), network.noise(mean)
+    variance = rest + noise
+    pixels = (noisy - mean) ** 2 / variance + variance.log()
+    with torch.no_grad():
+        linear = mean.square() / mean.square().mean((1, 2, 3), keepdim=True)
+        expected = (linear * rest * noise / variance).mean((1, 2, 3))
+    return ((linear * pixels).mean((1, 2, 3)) / (expected + FLOOR)).mean()
 
 
 def surprise(network: BlindSpot, noisy: Tensor) -> Tensor:
-    """How badly a network with a ``noise`` of its own predicts noisy pixels from their surroundings: the loss above."""
+    """How badly a network with a ``noise`` of its own predicts noisy pixels from their surroundings.
+
+    mean[(y - m)^2 / (s^2 + v) + log(s^2 + v) + 0.1 |s|], v the noise's variance: Khademi et al., equations 7 and 8.
+    """
     mean, std = network(noisy).split(1, dim=1)
     variance = std.square() + network.noise(mean)
     return ((noisy - mean) ** 2 / variance + variance.log() + 0.1 * std.abs()).mean()
