@@ -1,6 +1,5 @@
 """One call of the front door, checked and run: image in bands, through a network, out in bands."""
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import xrk
 from xrk import arrays, io, loading, radiograph
@@ -97,13 +95,7 @@ def pixels_of(image: "arrays.Incoming | io.Source") -> Pixels:
 
 
 def _model(model: Any) -> loading.Model:
-    if isinstance(model, str | os.PathLike | nn.Module):
-        model = loading.load(model)
-    if not isinstance(model, loading.Model):
-        raise InputTypeError(
-            f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, what xrk.load gave, or "
-            "a torch module."
-        )
+    model = loading.ready(model)
     if model.card.architecture in VIDEO:
         raise InputError(
             f"{model.card.name} ({model.card.architecture}) is a network for video, low-resolution frames and "
@@ -120,12 +112,6 @@ def _model(model: Any) -> loading.Model:
             f"{model.card.name} takes images of {channels} channels, and a radiograph has one; call the network "
             "itself, xrk.load(path).module."
         )
-    if any(part.training for part in model.module.modules()):
-        raise InputError(f"The module of {model.card.name} is in training mode; call .eval() on it first.")
-    dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point()}
-    if not dtypes <= {torch.float32} and dtypes != {torch.float64}:
-        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
-        raise InputTypeError(f"The weights of {model.card.name} are {names}; expected float32 (or float64) throughout.")
     return model
 
 

@@ -22,7 +22,7 @@ from xrk.checkpoints import CheckpointDescription, assemble, describe_checkpoint
 from xrk.errors import CheckpointError, CheckpointFileError, InputError, InputTypeError, ModelNotFoundError
 from xrk.models import ARCHITECTURES, Card
 
-__all__ = ["CheckpointDescription", "Model", "inspect_checkpoint", "list_models", "load"]
+__all__ = ["CheckpointDescription", "Model", "inspect_checkpoint", "list_models", "load", "ready"]
 
 inspect_checkpoint = describe_checkpoint
 
@@ -118,6 +118,29 @@ def load(model: str | os.PathLike[str] | nn.Module, *, rotations: Sequence[int] 
 def list_models() -> list[Card]:
     """The cards of the shipped models, sorted by name."""
     return [_shipped_card(name) for name in _shipped_names()]
+
+
+def ready(model: Any) -> Model:
+    """The model that is to run: named, in a file, a module, or loaded already.
+
+    Raises:
+        What `load` raises. InputError: it is in training mode. InputTypeError: it is nothing of that, or its weights
+        are neither float32 nor float64.
+    """
+    if isinstance(model, str | os.PathLike | nn.Module):
+        model = load(model)
+    if not isinstance(model, Model):
+        raise InputTypeError(
+            f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, what xrk.load gave, or "
+            "a torch module."
+        )
+    if any(part.training for part in model.module.modules()):
+        raise InputError(f"The module of {model.card.name} is in training mode; call .eval() on it first.")
+    dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point()}
+    if not dtypes <= {torch.float32} and dtypes != {torch.float64}:
+        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+        raise InputTypeError(f"The weights of {model.card.name} are {names}; expected float32 (or float64) throughout.")
+    return model
 
 
 def _own_card(module: nn.Module) -> Card:

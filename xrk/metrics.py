@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from xrk.arguments import whole_number
 from xrk.brisque import brisque
 from xrk.errors import InputError, InputTypeError
-from xrk.io.arguments import whole_number
 
 __all__ = ["aad", "brisque", "cnr", "mse", "psnr", "snr", "ssim", "xfusion_scores"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xrk.arguments import black_and_white
 from xrk.errors import InputError, InputTypeError
-from xrk.io.arguments import black_and_white
 
 try:
     from xrk import _native

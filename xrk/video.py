@@ -22,8 +22,8 @@ import torch
 
 import xrk
 from xrk import loading, radiograph
+from xrk.arguments import whole_number
 from xrk.errors import InputError, InputTypeError
-from xrk.io.arguments import whole_number
 from xrk.models import VIDEO, Card
 from xrk.models.stf import TwoCameras
 from xrk.network import Levels, make_domain
@@ -239,15 +239,7 @@ def _frames(
 
 
 def _video_model(model: Any) -> loading.Model:
-    if isinstance(model, TwoCameras):
-        model = loading.Model(Card(type(model).__name__, type(model).__name__.lower()), model)
-    elif isinstance(model, str | os.PathLike):
-        model = loading.load(model)
-    if not isinstance(model, loading.Model):
-        raise InputTypeError(
-            f"The model is a {type(model).__name__}; expected a name, the path of a checkpoint, what xrk.load gave, or "
-            "a network of xrk.models for two cameras."
-        )
+    model = loading.ready(model)
     card, module = model.card, model.module
     if not isinstance(module, TwoCameras):
         raise InputError(
@@ -256,12 +248,6 @@ def _video_model(model: Any) -> loading.Model:
         )
     if module.in_channels != 1:
         raise InputError(f"{card.name} takes frames of {module.in_channels} channels; expected a network for one.")
-    if any(part.training for part in module.modules()):
-        raise InputError(f"The module of {card.name} is in training mode; call .eval() on it first.")
-    dtypes = {p.dtype for p in module.parameters()}
-    if dtypes not in ({torch.float32}, {torch.float64}):
-        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
-        raise InputTypeError(f"The weights of {card.name} are {names}; expected float32 (or float64) throughout.")
     return model
 
 

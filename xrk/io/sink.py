@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from xrk.arguments import array_of, black_and_white
 from xrk.errors import ImageFileError, InputError, InputTypeError
 from xrk.io import segments
-from xrk.io.arguments import array_of, black_and_white
 from xrk.io.atomic import atomic_file
 from xrk.io.directories import HEADER, Layout, encode_directories, header, metadata
 from xrk.io.image import Page

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from xrk.arguments import black_and_white, check_path, whole_number
 from xrk.errors import ImageFileError, InputError, InputTypeError
-from xrk.io.arguments import black_and_white, check_path, whole_number
 from xrk.io.image import Image, Metadata, Page
 from xrk.io.tiff_native import NativePixels, NotTaken
 from xrk.io.tiff_reader import WholePixels, available_memory, check_head

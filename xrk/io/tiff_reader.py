@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import tifffile
 
+from xrk.arguments import check_path
 from xrk.errors import ImageFileError, InputError
 from xrk.io import description, imagej
-from xrk.io.arguments import check_path
 from xrk.io.codecs import DEFLATE, LOSSLESS, check_decoder, codec_name
 from xrk.io.image import Metadata, Page
 from xrk.io.tiff_native import CARRIED_TAGS, OFFSET_DTYPES, most_text, stated_levels

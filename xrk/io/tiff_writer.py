@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from xrk.arguments import array_of, check_path, whole_number
 from xrk.errors import ImageFileError, InputError, InputTypeError
 from xrk.io import segments
-from xrk.io.arguments import array_of, check_path, whole_number
 from xrk.io.atomic import check_target
 from xrk.io.codecs import CODES, LOSSLESS, check_encoder
 from xrk.io.image import Image, Metadata, Page

@@ -38,8 +38,8 @@ import torch
 from safetensors.torch import save_file
 
 from xrk import arrays, radiograph
+from xrk.arguments import whole_number
 from xrk.errors import InputError, InputTypeError
-from xrk.io.arguments import whole_number
 from xrk.io.atomic import check_apart, check_target
 from xrk.loading import Model, load
 from xrk.models import BlindSpot, Card
