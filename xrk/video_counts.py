@@ -25,10 +25,13 @@ class Conversion(Protocol):
 
     dtype: np.dtype
 
-    def lr(self, counts: np.ndarray) -> np.ndarray:
-        """What the network sees of an LR frame: (h, w) counts -> (h, w) float32, or float64 of `Counts`."""
+    def lr(self, counts: np.ndarray, name: str) -> np.ndarray:
+        """What the network sees of an LR frame: (h, w) counts -> (h, w) float32, or float64 of `Counts`.
 
-    def hr(self, counts: np.ndarray) -> np.ndarray:
+        ``name``: of the frame, for errors.
+        """
+
+    def hr(self, counts: np.ndarray, name: str) -> np.ndarray:
         """The same of an HR frame."""
 
     def result(self, values: np.ndarray) -> tuple[np.ndarray, int]:
@@ -47,11 +50,11 @@ class Native:
     lr_domain: Domain
     hr_domain: Domain
 
-    def lr(self, counts: np.ndarray) -> np.ndarray:
-        return self.lr_domain.before(_filled(counts, "low-resolution"))
+    def lr(self, counts: np.ndarray, name: str) -> np.ndarray:
+        return self.lr_domain.before(_filled(counts, name))
 
-    def hr(self, counts: np.ndarray) -> np.ndarray:
-        return self.hr_domain.before(_filled(counts, "high-resolution"))
+    def hr(self, counts: np.ndarray, name: str) -> np.ndarray:
+        return self.hr_domain.before(_filled(counts, name))
 
     def result(self, values: np.ndarray) -> tuple[np.ndarray, int]:
         out, clipped, domain = np.empty(values.shape, self.dtype), 0, self.hr_domain
@@ -77,15 +80,15 @@ class Counts:
     lr_levels: tuple[float, float]
     hr_levels: tuple[float, float]
 
-    def lr(self, counts: np.ndarray) -> np.ndarray:
-        values = _filled(counts, "low-resolution").astype(np.float64)
+    def lr(self, counts: np.ndarray, name: str) -> np.ndarray:
+        values = _filled(counts, name).astype(np.float64)
         if self.lr_levels != self.hr_levels:
             (low, high), (black, white) = self.lr_levels, self.hr_levels
             values = (values - low) * ((white - black) / (high - low)) + black
         return values
 
-    def hr(self, counts: np.ndarray) -> np.ndarray:
-        return _filled(counts, "high-resolution").astype(np.float64)
+    def hr(self, counts: np.ndarray, name: str) -> np.ndarray:
+        return _filled(counts, name).astype(np.float64)
 
     def result(self, values: np.ndarray) -> tuple[np.ndarray, int]:
         out = np.empty(values.shape, self.dtype)
@@ -98,7 +101,7 @@ def _filled(counts: np.ndarray, name: str) -> np.ndarray:
     if invalid is None:
         return counts
     if invalid.all():
-        raise InputError(f"A {name} frame has no finite value.")
+        raise InputError(f"The {name} has no finite value.")
     return radiograph.fill(counts, invalid)
 
 
@@ -130,7 +133,7 @@ class XFusion:
             height, width = (side - side % 32 if side >= 32 else side for side in (height, width))
         self.lr_shape, self.hr_shape = (height, width), (height * scale, width * scale)
 
-    def lr(self, counts: np.ndarray) -> np.ndarray:
+    def lr(self, counts: np.ndarray, name: str) -> np.ndarray:
         values = self._unit(counts)
         if self.shrinks > 1:
             whole = torch.from_numpy(values)[None, None]
@@ -138,7 +141,7 @@ class XFusion:
             values = values[0, 0].numpy()
         return np.ascontiguousarray(values[: self.lr_shape[0], : self.lr_shape[1]])
 
-    def hr(self, counts: np.ndarray) -> np.ndarray:
+    def hr(self, counts: np.ndarray, name: str) -> np.ndarray:
         values = self._unit(counts)
         values = values[:, ::-1] if self.actual else values
         return np.ascontiguousarray(values[: self.hr_shape[0], : self.hr_shape[1]])

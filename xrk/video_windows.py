@@ -218,8 +218,9 @@ class Video:
         if counts is None:
             return False
         seen = camera in self.method.sees
-        values = getattr(self.conversion, camera)(counts) if seen else None
-        frames[source.given - 1] = self.method.frame(values, camera) if seen else Frame(None)
+        number = source.given - 1
+        values = getattr(self.conversion, camera)(counts, f"{source.name} frame {number}") if seen else None
+        frames[number] = self.method.frame(values, camera) if seen else Frame(None)
         return True
 
     def _check_end(self, count: int) -> None:

@@ -369,6 +369,16 @@ def test_what_an_iterator_shows_on_the_way_is_told_there(lr, hr, like, given, er
         assert np.abs(frame - expected).max() <= 1
 
 
+def test_a_frame_without_a_finite_value_is_named():
+    lr, hr = (stack.astype(np.float32) / 65535 for stack in (LR, HR))
+    lr[3] = np.nan
+    frames = xrk.fuse_video(lr, hr, ratio=4, model="bicubic")
+    for _ in range(3):
+        next(frames)
+    with pytest.raises(InputError, match=r"^The low-resolution frame 3 has no finite value\.$"):
+        next(frames)
+
+
 def test_a_checkpoint_and_a_loaded_model(tmp_path):
     module = seeded(EDVRSTF)
     torch.save({"params": module.state_dict()}, tmp_path / "net_g_5.pth")
