@@ -20,7 +20,7 @@ def model(noise_handling, domain, **options):
     if network.std is not None:
         network.std.weight *= 0.01
         network.std.bias.fill_(0.02)
-    card = Card("blind", "blindspot", domain=domain, noise=noise_handling, size_multiple=32)
+    card = Card("blind", "blindspot", domain=domain, noise=noise_handling)
     return Model(card, network)
 
 
@@ -107,6 +107,18 @@ def test_off_is_the_mean_alone():
     blind = model("fit", "unit", std=False)
     mean, _ = answer(blind.module, z / 65535)
     assert np.abs(xrk.enhance(z, blind) - 65535 * mean).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "48MiB"}, {"runtime": "whole"}])
+def test_the_mean_is_blind_up_to_the_last_pixel_of_any_size(options):
+    blind, z = model("fit", "unit", residual=True), frame((75, 90)).astype(np.float32)
+    options |= {"noise": "off", "levels": (0, 65535)}
+    y = xrk.enhance(z, blind, **options)
+    for row, column in ((73, 40), (70, 88), (74, 89), (60, 61)):
+        changed = z.copy()
+        changed[row, column] += 5000
+        difference = np.abs(xrk.enhance(changed, blind, **options) - y)
+        assert difference[row, column] <= 0.05 and difference.max() > 50
 
 
 @pytest.mark.parametrize("memory", [None, "64MiB"])

@@ -92,6 +92,42 @@ def test_borders_are_blind_too(row, spot):
         assert (network(changed) - network(x))[..., row, column].abs().max() <= 1e-13
 
 
+@pytest.mark.parametrize(("spot", "residual"), [(1, False), (1, True), (2, True), (3, True)])
+@pytest.mark.parametrize("size", [(37, 45), (33, 64), (3, 50)])
+def test_sizes_that_are_no_multiples_are_blind_too(size, spot, residual):
+    """Whatever makes the sides long enough for the poolings must not show a pixel its own noise."""
+    network = small(spot=spot, residual=residual).double()
+    x = torch.rand(1, 1, *size, dtype=torch.float64)
+    y = network(x)
+    assert y.shape == (1, 2, *size)
+    rng = np.random.default_rng(spot)
+    borders = [(size[0] - 1 - k, size[1] - 1 - k) for k in range(min(3, *size))]
+    inside = [tuple(int(rng.integers(side)) for side in size) for _ in range(3)]
+    for row, column in borders + inside:
+        changed = x.clone()
+        around = tuple(slice(max(n - spot + 1, 0), n + spot) for n in (row, column))
+        changed[0, 0][around] += 3 * torch.rand_like(changed[0, 0][around])
+        moved = (network(changed) - y).abs()
+        assert moved[..., row, column].max() <= 1e-13, (row, column)
+        assert moved.max() > 1e-9
+
+
+def test_other_sizes_have_true_borders_where_a_branch_looks():
+    """A branch that looks down sees the image end where it ends, as one that looks up sees it begin."""
+    network = small().double()
+    x = torch.rand(1, 1, 37, 64, dtype=torch.float64)
+    torch.testing.assert_close(network.branch(x.flip(2), 2)[:, :, -20:], network_mirrored(network, x)[:, :, -20:])
+
+
+def network_mirrored(network, x):
+    """The branch that looks down, of the mirrored image, by mirroring kernels and the upward branch's result."""
+    mirrored = copy.deepcopy(network)
+    for name, parameter in mirrored.named_parameters():
+        if "_conv" in name and parameter.ndim == 4:
+            parameter.data = parameter.data.flip(3)  # turned by 180 degrees and mirrored up and down
+    return mirrored.branch(x, 0).flip(2)
+
+
 @pytest.mark.parametrize("spot", [0, 1, 2])
 def test_a_residual_network_commutes_with_the_level(spot):
     network = small(spot=spot, residual=True, noise="unit").double()
@@ -124,8 +160,9 @@ def test_equal_branches_are_run_once():
 @pytest.mark.parametrize(("rotations", "residual"), [((0, 1, 2, 3), False), ((3,), False), ((0, 1, 2, 3), True)])
 def test_it_streams(rotations, residual):
     network = small(rotations, residual=residual)
-    x = torch.rand(1, 1, 160, 96)
-    plan = xrk.plan(network, (160, 96), memory=int(1.02 * smallest(network, (160, 96))))
+    size = (150, 90) if residual else (160, 96)
+    x = torch.rand(1, 1, *size)
+    plan = xrk.plan(network, size, memory=int(1.02 * smallest(network, size)))
     whole = copy.deepcopy(network).double()(x.double())
     assert (plan.run(x) - whole).abs().max() <= 1e-5 * whole.abs().max()
 

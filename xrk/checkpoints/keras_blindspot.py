@@ -161,7 +161,7 @@ def _conventions(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "domain": "unit",
         "noise": "fit",
-        "size_multiple": 32,
+        "size_multiple": 1,
         "output_scale": 1.0,
         "limits": "Noise must be independent from pixel to pixel: what is correlated with its neighbours stays.",
     }

@@ -20,6 +20,9 @@ Each pooling shifts its input down by one row first, and the last shift leaves t
 The other branches share its weights. The original turns the image by 90 degrees, runs the same branch and turns the
 result back. Here the kernels, shifts and cropped borders are turned instead, which is the same and leaves every
 operation local to rows: the network streams like any other.
+
+The poolings ask for sides that are multiples of 32. Other frames are made longer for each branch on its own, behind its
+back: copies of a pixel that lay before a branch would be seen by it, and the pixel's noise in them.
 """
 
 from collections.abc import Sequence
@@ -39,6 +42,8 @@ _SEEN = {UP: (1, 1, 2, 0), RIGHT: (0, 2, 1, 1), DOWN: (1, 1, 0, 2), LEFT: (2, 0,
 NOISES = ("poisson", "gaussian", "poisson-gaussian", "unit")
 
 _SLOPE = 0.1
+# Pixels of the image to one of the coarsest map.
+_COARSEST = 32
 
 
 def _seen_half(y: Tensor, rotation: int) -> Tensor:
@@ -70,6 +75,13 @@ def _beside(x: Tensor, rotation: int, steps: int) -> Tensor:
     if rotation in (UP, LEFT):
         return torch.cat([x.narrow(axis, steps, steps), x.narrow(axis, 0, length - steps)], dim=axis)
     return torch.cat([x.narrow(axis, steps, length - steps), x.narrow(axis, length - 2 * steps, steps)], dim=axis)
+
+
+def _behind(size: Sequence[int], rotation: int) -> list[int]:
+    """What the sides lack of multiples of 32: (left, right, top, bottom), never where the branch looks."""
+    down, across = (-side % _COARSEST for side in size)
+    columns = [across, 0] if rotation == RIGHT else [0, across]
+    return columns + ([down, 0] if rotation == DOWN else [0, down])
 
 
 def _up(x: Tensor) -> Tensor:
@@ -106,7 +118,7 @@ class BlindSpot(nn.Module):
 
     Channel 0 of the output is the mean, channel 1 the standard deviation of what a pixel's surroundings say about it:
     about the pixel with its noise, or, in a network with a ``noise`` of its own, about its noise-free value. The
-    deviation's sign means nothing, only its square is used. H and W must be multiples of 32.
+    deviation's sign means nothing, only its square is used. H and W may be any; the original's are multiples of 32.
 
     Branches with the same rotation compute the same. They are run once, and the 1x1 convolution behind them reads
     their sum: with ``rotations = (3, 3, 3, 3)`` the network is four times cheaper than the original's, and equal.
@@ -127,7 +139,8 @@ class BlindSpot(nn.Module):
         centre, unit: the network works on (x - centre) / unit and answers in x's units.
         residual: the branches see differences of pixels only, and what they say is added to the mean of the nearest
             pixels that are seen (``spot`` away, one a branch): the network then commutes with adding a constant to
-            the image, so that what it learnt at one level holds at all. Not in the original.
+            the image, so that what it learnt at one level holds at all. Not in the original. Images of fewer than
+            2 ``spot`` pixels each way have no such pixels; there it is the pixel itself.
 
     Raises:
         ValueError: ``rotations`` is empty or names others than 0, 1, 2, 3; ``spot`` is negative; an unknown ``noise``.
@@ -174,7 +187,8 @@ class BlindSpot(nn.Module):
         y = F.leaky_relu(self.conv1x1_2(y), _SLOPE)
         mean = self.loc(y)
         if self.residual:
-            beside = [_beside(x[:, :1], rotation, self.spot) for rotation in self.rotations]
+            long_enough = [r for r in self.rotations if x.shape[2 if r in (UP, DOWN) else 3] >= 2 * self.spot]
+            beside = [_beside(x[:, :1], rotation, self.spot) for rotation in long_enough] or [x[:, :1]]
             mean = mean + sum(beside[1:], start=beside[0]) * (1 / len(beside))
         mean = mean * self.unit + self.centre
         return mean if self.std is None else torch.cat([mean, self.std(y) * self.unit], dim=1)
@@ -197,6 +211,9 @@ class BlindSpot(nn.Module):
         def pool(y: Tensor) -> Tensor:
             return F.max_pool2d(_shift(y, rotation), 2)
 
+        lacking = _behind(x.shape[2:], rotation)
+        if any(lacking):
+            x = F.pad(x, lacking, mode="replicate")
         p1 = pool(conv(conv(x, "enc0"), "enc1"))
         p2 = pool(conv(p1, "enc2"))
         p3 = pool(conv(p2, "enc3"))
@@ -207,7 +224,8 @@ class BlindSpot(nn.Module):
         y = conv(conv(torch.cat([_up(y), p2], dim=1), "dec3"), "dec3b")
         y = conv(conv(torch.cat([_up(y), p1], dim=1), "dec2"), "dec2b")
         y = conv(conv(torch.cat([_up(y), x], dim=1), "dec1a"), "dec1b")
-        return _shift(y, rotation, self.spot)
+        y = _shift(y, rotation, self.spot)
+        return F.pad(y, [-side for side in lacking]) if any(lacking) else y
 
 
 class Mean(nn.Module):

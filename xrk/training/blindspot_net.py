@@ -54,7 +54,7 @@ def build(config: dict[str, Any]) -> BlindSpot:
 
 
 def size_multiple(config: dict[str, Any]) -> int:
-    return 32
+    return 1
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
