@@ -53,6 +53,19 @@ def test_clusters(series):
     assert corner & BadPixel.KERNEL and not corner & BadPixel.CLUSTER  # three neighbours are all there are
 
 
+def test_the_series_are_not_written_over(series, tmp_path):
+    flats, darks = (stack[:3, :20, :20] for stack in series)
+    for name, stack in (("flat.tif", flats), ("darks.tif", darks)):
+        io.write(tmp_path / name, stack)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    found = xrk.calibrate(tmp_path / "flat.tif", tmp_path / "darks.tif")
+    with pytest.raises(InputError, match=r"The flat .*flat\.tif would overwrite the series of flats"):
+        found.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "found").mkdir()
+    assert [path.name for path in found.save(tmp_path / "found")] == ["dark.tif", "flat.tif", "badpixels.tif"]
+
+
 def test_a_real_detector(shared_data):
     h5py = pytest.importorskip("h5py")
     with h5py.File(shared_data / "calibration" / "k11-18014-imaging.h5") as file:

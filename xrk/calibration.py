@@ -1,8 +1,8 @@
 """Dark frame, flat field and bad pixels of a detector, from series of frames (classes of ASTM E2597/E2597M)."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntFlag
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ class Calibration:
     Attributes:
         dark, flat: means over the frames, float32, counts.
         badpixels: uint8, `BadPixel` flags; 0 is a good pixel.
+        sources: the files of the series, by what they hold, where they came from files: `save` leaves them alone.
     """
 
     dark: np.ndarray
     flat: np.ndarray
     badpixels: np.ndarray
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,12 +56,16 @@ class Calibration:
         return {flag.name.lower(): int(np.count_nonzero(self.badpixels & int(flag))) for flag in BadPixel}
 
     def save(self, folder: str | os.PathLike) -> list[Path]:
-        """Writes dark.tif, flat.tif and badpixels.tif into a folder; returns their paths. Raises ImageFileError."""
-        paths = []
-        for name in ("dark", "flat", "badpixels"):
-            paths.append(Path(folder, f"{name}.tif"))
-            io.write(paths[-1], getattr(self, name), report={"calibration": {"pixels": self.counts}})
-        return paths
+        """Writes dark.tif, flat.tif and badpixels.tif into a folder; returns their paths.
+
+        Raises:
+            InputError: one of them is a file that the series came from. ImageFileError: a file cannot be written.
+        """
+        paths = {name: Path(folder, f"{name}.tif") for name in ("dark", "flat", "badpixels")}
+        io.check_apart(paths, self.sources)
+        for name, path in paths.items():
+            io.write(path, getattr(self, name), report={"calibration": {"pixels": self.counts}})
+        return list(paths.values())
 
 
 def calibrate(flats: Any, darks: Any) -> Calibration:
@@ -105,7 +111,9 @@ def calibrate(flats: Any, darks: Any) -> Calibration:
     mark(BadPixel.NOISY, sigma > NOISY * np.median(sigma))
     mark(BadPixel.NON_UNIFORM, _non_uniform(flat_stack, dark, error, alive & (bad == 0)))
     _mark_clusters(bad)
-    return Calibration(dark.astype(np.float32), flat.astype(np.float32), bad)
+    files = {"series of flats": flats, "series of darks": darks}
+    sources = {name: os.path.abspath(path) for name, path in files.items() if isinstance(path, str | os.PathLike)}
+    return Calibration(dark.astype(np.float32), flat.astype(np.float32), bad, sources)
 
 
 def _stack(frames: Any, name: str) -> np.ndarray:
