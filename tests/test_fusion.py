@@ -104,6 +104,26 @@ def test_the_spatial_rule(monkeypatch):
     assert 0.02 < np.mean(np.abs(low.astype(float) - high) < 400) < 0.98
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_the_spatial_rule_mirrors_narrow_frames_too(shape):
+    """Beyond the border lies the pixel next to the outermost, where there is one."""
+    rng = np.random.default_rng(1)
+    low, high = rng.integers(0, 30000, (2, *shape)).astype(np.uint16)
+    mean = low / 2 + high / 2
+    around = np.zeros(shape)
+    for row, column in np.ndindex(shape):
+        for i in (-1, 0, 1):
+            for j in (-1, 0, 1):
+                r, c = (
+                    min(abs(n), 2 * (side - 1) - abs(n)) if side > 1 else 0
+                    for n, side in zip((row + i, column + j), shape, strict=True)
+                )
+                around[row, column] += mean[r, c] / 9
+    detail = np.where(np.abs(around - high) < np.abs(around - low), low, high)
+    expected = np.rint(np.where(np.abs(low.astype(float) - high) < 20, mean, detail))
+    assert np.array_equal(xrk.fuse(low, high, "spatial"), expected)
+
+
 def test_bytes_as_published():
     low, high = pair((64, 80), 3)
     planes = []

@@ -87,10 +87,12 @@ def fuse(
             of arrays as for `xrk.enhance`.
         method: "wavelet" or "spatial", see above. Details are added by the wavelet rule, so fuse(x, x) is not x.
         threshold: of the spatial rule, in counts.
-        precision: "float64" or "float32", what is computed in. float32 is faster and may differ by one count.
+        precision: "float64" or "float32", what is computed in. float32 is faster and may differ by one count (of int32
+            frames by more: it holds 24 bits).
         compat: "bytes" fuses the high and the low bytes of uint16 frames one by one with the wavelet rule, each rounded
             and cut to 8 bits, as published. By default the counts themselves are fused.
-        allow_shift: fuse frames that are clearly shifted against each other by more than two pixels.
+        allow_shift: fuse frames that are clearly shifted against each other by more than two pixels; shifts are told
+            to the next whole pixel.
         report: also return the `FusionReport`.
 
     Returns:
@@ -164,9 +166,9 @@ def fuse_file(
         sink.report = {"fusion": described.to_dict() | {"low": Path(low).name, "high": Path(high).name}}
     if picture is not None:
         fused = np.concatenate(shown)
-        white = float(np.iinfo(fused.dtype).max) if fused.dtype.kind in "iu" else float(np.max(fused)) or 1.0
+        white = float(np.iinfo(fused.dtype).max if fused.dtype.kind in "iu" else np.max(fused))
         with atomic_file(picture) as file:
-            file.write(encode_png(pseudocolor(fused, white)))
+            file.write(encode_png(pseudocolor(fused, white if white > 0 else 1.0)))
     return described
 
 
@@ -352,7 +354,7 @@ def _wavelet(total: np.ndarray) -> np.ndarray:
 
 def _smoothed(x: torch.Tensor) -> torch.Tensor:
     """The 3x3 kernel; beyond the border lies the mirror image about the outermost pixels."""
-    padded = np.pad(x.numpy(), 1, mode="reflect") if min(x.shape) > 1 else np.pad(x.numpy(), 1, mode="edge")
+    padded = np.pad(x.numpy(), 1, mode="reflect")
     rows = [torch.from_numpy(padded[i : i + x.shape[0]]) for i in range(3)]
     w = x.shape[1]
 
@@ -364,8 +366,7 @@ def _smoothed(x: torch.Tensor) -> torch.Tensor:
 
 def _spatial(low: np.ndarray, high: np.ndarray, threshold: float) -> np.ndarray:
     mean = low / 2 + high / 2
-    mode = "reflect" if min(mean.shape) > 1 else "edge"
-    padded = np.pad(mean, 1, mode=mode)
+    padded = np.pad(mean, 1, mode="reflect")  # of one row or column: repeated
     height, width = mean.shape
     around = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
     detail = np.where(np.abs(around - high) < np.abs(around - low), low, high)
