@@ -54,6 +54,19 @@ def test_given_noise(memory):
     assert "bands" in report.plan
 
 
+def test_given_noise_takes_the_place_of_a_learnt_one():
+    """The deviation of a network with a noise of its own is without noise; what it sees stays the plain counts."""
+    blind, z = model("fit", "unit", noise="poisson-gaussian"), frame((64, 96))
+    y, report = xrk.enhance(z, blind, noise=xrk.NoiseModel(12.0, 100.0, 30.0), report=True, uncertainty=True)
+    mean, std = answer(blind.module, z / 65535)
+    variance = np.maximum((12.0 * (65535 * mean - 100) + 900) / 65535**2, FLOOR)
+    expected, deviation = combine(z / 65535, mean, std**2, variance)
+    assert np.abs(y - 65535 * expected).max() <= 1
+    np.testing.assert_allclose(report.uncertainty, 65535 * deviation, rtol=1e-3)
+    learnt, _ = combine(z / 65535, mean, std**2, blind.module.noise(torch.from_numpy(mean)).numpy())
+    assert np.abs(xrk.enhance(z, blind) - 65535 * learnt).max() <= 1
+
+
 def test_fitted_noise():
     blind, z = model("fit", "unit"), frame()
     y, report = xrk.enhance(z, blind, report=True)

@@ -57,7 +57,8 @@ def enhance(
             others.
         noise: None does what the model's card asks: nothing, or estimate the noise of each frame (given ``levels``,
             black is taken as the offset). A `NoiseModel` is used as given, for every frame: the network then sees
-            stabilised counts, of unit noise or, for a network that was not made for them, mapped to its own range.
+            stabilised counts, of unit noise or, for a network that was not made for them, mapped to its own range; a
+            blind-spot network of plain counts keeps these, and its answer and the pixel are weighed by the noise.
             "off" gives the network the plain normalised counts; one that was trained on stabilised counts is then
             outside what it knows.
         mask: nonzero where a pixel is invalid, bool or uint8, (H, W) or the image's shape. These pixels, NaN and Inf

@@ -186,7 +186,7 @@ class Job:
         held += self._beside()
         network = Network(
             self.model, self.device, (height, width), self.memory, held, self.runtime, self._group_bytes(),
-            self.uncertainty,
+            self.uncertainty, isinstance(self.noise, NoiseModel),
         )  # fmt: skip
         frames = Frames(self.pixels, network.run.group, network.groups, self.clipped)
         try:

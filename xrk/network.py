@@ -95,7 +95,8 @@ class Network:
     """A model on its device, for frames of one size in numpy.
 
     Of a blind-spot network it is the posterior mean that runs, which the pixel itself has a say in. Where the noise in
-    it is to be fitted (`fits`), `fit` comes before each frame; where ``deviates``, `deviation` may come after it.
+    it is to be fitted, or is known (``calibrated``) where the network sees plain counts, `fits` is true and `fit` comes
+    before each frame; where ``deviates``, `deviation` may come after it.
     """
 
     def __init__(
@@ -108,11 +109,12 @@ class Network:
         runtime: str,
         group_bytes: int,
         deviates: bool = False,
+        calibrated: bool = False,
     ) -> None:
         self.card = model.card
         self.device = device
         module = module_on(model.module, device)
-        self.fits = self.card.noise == "fit" and isinstance(module, BlindSpot) and module.noise is None
+        self.fits = isinstance(module, BlindSpot) and self.card.noise == "fit" and (calibrated or module.noise is None)
         self._blind, self._line = None, None
         if isinstance(module, BlindSpot):
             self._blind = module

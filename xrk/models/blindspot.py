@@ -248,7 +248,8 @@ class Posterior(nn.Module):
     Args:
         network: with a standard deviation.
         line: (slope, intercept, floor) of the noise's variance over the mean, in the network's units, and the least
-            variance of either kind; None for a network with a noise of its own, whose deviation is without it.
+            variance of either kind; None for the noise that is the network's own. The deviation of a network that has
+            one is without noise.
         worth: give the posterior's standard deviation instead of its mean, in other units: a step of one from the mean
             x is worth max(slope x + constant, least) of them, (slope, constant, least).
     """
@@ -272,7 +273,7 @@ class Posterior(nn.Module):
         else:
             slope, intercept, floor = self.line
             variance = (mean * slope + intercept).clamp_min(floor)
-            rest = (std * std - variance).clamp_min(floor)
+            rest = std * std if self.network.noise is not None else (std * std - variance).clamp_min(floor)
         both = variance + rest
         best = (mean * variance + x * rest) / both
         if self.worth is None:
