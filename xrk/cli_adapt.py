@@ -82,7 +82,9 @@ def _run(arguments: argparse.Namespace) -> int:
     shutil.rmtree(run, ignore_errors=True)
     if not arguments.quiet:
         told = model.card.training
-        print(f"{arguments.out}\n  {told['steps']} steps, loss {told['loss']:.4f}, sha256 {model.card.sha256}")
+        before = "" if told["loss_before"] is None else f"{told['loss_before']:.4f} before and "
+        loss = f"loss {before}{told['loss']:.4f} after"
+        print(f"{arguments.out}\n  {told['steps']} steps, {loss}, sha256 {model.card.sha256}")
     return 0
 
 

@@ -81,6 +81,38 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
             adapt(noisy, steps=6, run=tmp_path, **OPTIONS)
 
 
+def test_nothing_better_leaves_what_it_began_from(tmp_path):
+    """One step at a rate that is far too high: worse than the start, which is kept, and that is said."""
+    noisy, _ = frames(2, 64)
+    options = OPTIONS | {"features": None, "rate": 0.3}
+    start = adapt(noisy, steps=30, **OPTIONS)
+    told = []
+    model = adapt(noisy, start, steps=1, run=tmp_path, say=told.append, **options)
+    for name, tensor in start.module.state_dict().items():
+        assert torch.equal(model.module.state_dict()[name], tensor)
+    training = model.card.training
+    assert training["kept_step"] == 0 and training["loss"] == training["loss_before"]
+    seen = adaptation_run.Run(model.module, None, NoiseModel(GAIN).stabilise(noisy), 64, 2, 0.3, 0, None, {})
+    with torch.no_grad():
+        loss = float(blindspot_net.surprise(start.module, seen._patches(np.random.default_rng(1), 8)))
+    assert training["loss"] == pytest.approx(loss, rel=1e-5)
+    assert any("No check was better than what it began from" in sentence for sentence in told)
+    again = adapt(noisy, start, steps=1, run=tmp_path, **options)  # done already: the same, from the run's folder
+    assert again.card.training["kept_step"] == 0
+    other = adapt(noisy, steps=1, **OPTIONS)
+    with pytest.raises(InputError, match="begun with other model"):  # neither has a file or a sha256
+        adapt(noisy, other, steps=1, run=tmp_path, **options)
+    begun = start.card.training
+    assert begun["kept_step"] > 0 and begun["loss"] < begun["loss_before"]
+
+
+def test_the_callers_random_numbers_stay():
+    noisy, _ = frames(2, 32)
+    before = torch.get_rng_state()
+    adapt(noisy, steps=1, **OPTIONS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def _pickled(entries):
     file = io.BytesIO()
     torch.save(entries, file)
@@ -123,8 +155,9 @@ def test_uncalibrated(tmp_path):
 
 
 @pytest.mark.parametrize("noise", [None, "poisson-gaussian"])
-def test_published_networks_go_on(noise):
+def test_published_networks_go_on(noise, monkeypatch):
     """Networks that see normalised counts as they are: a Keras file of either kind is one."""
+    monkeypatch.setattr(adaptation_run, "VALIDATE_EVERY", 4)  # a deviation that falls below the noise costs much, once
     noisy, _ = frames()
     torch.manual_seed(0)
     network = BlindSpot(features=4, rotations=(3, 3, 3, 3), noise=noise)
@@ -174,6 +207,7 @@ def test_correlation_is_measured_and_hides_more():
         (lambda f: [f[0], f[1, :40]], {}, InputError, "one size"),
         (lambda f: [f[0], f[1].astype(np.int32)], {}, InputTypeError, "different dtypes"),
         (lambda f: np.full_like(f, 7), {"noise": None}, InputError, "constant"),
+        (lambda f: np.stack([np.full_like(f[0], 7), np.full_like(f[0], 9)]), {}, InputError, "constant"),
         (lambda f: f.astype(complex), {}, InputTypeError, "complex"),
         (lambda f: f * np.nan, {}, InputError, "not finite"),
         (lambda f: f, {"model": "resnet18-unet", "features": None}, InputError, "expected a blind-spot network"),

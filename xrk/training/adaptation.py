@@ -35,12 +35,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from xrk import arrays, radiograph
 from xrk.arguments import whole_number
 from xrk.errors import InputError, InputTypeError
-from xrk.io.atomic import check_apart, check_target
+from xrk.io.atomic import atomic_file, check_apart, check_target
 from xrk.loading import Model, load
 from xrk.models import BlindSpot, Card
 from xrk.noise import NoiseModel, estimate_noise
@@ -110,10 +110,12 @@ def adapt(
         seed: of everything random.
         device: "cpu", "cuda"; by default the CPU.
         progress: True for a bar, or a function that is called with (steps done, steps). What it raises ends the run.
-        say: called with sentences: what was found in the frames before the training begins, and why it ended early.
+        say: called with sentences: what was found in the frames before the training begins, why it ended early, and
+            that nothing better was found.
 
     Returns:
-        The adapted `Model`; its card tells the frames' sha256, the noise, the correlation that was found, the steps.
+        The adapted `Model`, of the best check or, where none was better, with the weights it began from; its card tells
+        the frames' sha256, the noise, the correlation that was found, the steps, and the loss before and after.
 
     Raises:
         InputError: fewer than two frames, frames of different sizes, with masked or missing values, or without any
@@ -168,30 +170,38 @@ def adapt(
         black, white = levels
         seen = np.stack([((frame - black) / (white - black)).astype(np.float32) for frame in stack])
         deviation = _deviation(stack, noise, white - black)
-    torch.manual_seed(seed)
-    network, config, begun = _network(start, features, spot, loss, deviation)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network, config, begun = _network(start, features, spot, loss, deviation)
+    own = begun
+    if start is not None:  # one that was never a file has no sha256, so its run is told by the weights themselves
+        own += hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in network.state_dict().values())).hexdigest()
     network = network.to(device, memory_format=torch.channels_last)
     surprise = blindspot_net.surprise
     if loss == "uncalibrated":
         surprise = partial(blindspot_net.uncalibrated, floor=min(_FLOOR, _FLOOR_OF_NOISE * deviation**2))
     data = hashlib.sha256(np.ascontiguousarray(stack).tobytes()).hexdigest()
     facts = {
-        "frames": data, "model": begun, "settings of the network": json.dumps(config), "noise": repr(noise),
+        "frames": data, "model": own, "settings of the network": json.dumps(config), "noise": repr(noise),
         "levels": repr(levels if domain == "unit" else None), "seed": repr(seed), "patch": repr(patch),
         "batch": repr(batch), "rate": repr(float(rate)),
     }  # fmt: skip
     training = Run(network, surprise, seen, patch, batch, float(rate), seed, folder, facts)
     with told(progress, steps, "step") as tell:
-        done, best = training.go(steps, patience, tell)
-    if done < steps:
-        say(f"Ended after {done} of {steps} steps: the last {patience} checks were no better.")
+        ended = training.go(steps, patience, tell)
+    if ended.steps < steps:
+        say(f"Ended after {ended.steps} of {steps} steps: the last {patience} checks were no better.")
+    if not ended.kept:
+        say(
+            f"No check was better than what it began from (loss {ended.before:.4f}, at best {ended.checked:.4f} after "
+            "it): the weights are unchanged."
+        )
     card = Card(
         name="blindspot-adapted" if out is None else Path(out).stem,
         architecture="blindspot",
         config=config,
         domain=domain,
         noise="estimate" if domain == "stabilised" else "fit",
-        size_multiple=32,
         description=_DESCRIPTION,
         parameters=sum(p.numel() for p in network.parameters()),
         licence="Yours: trained on the frames given.",
@@ -205,8 +215,10 @@ def adapt(
             "levels": list(levels) if domain == "unit" else None,
             "lag_one_correlation": {"rows": correlation[0][0], "columns": correlation[0][1]},
             "spot": spot,
-            "steps": done,
-            "loss": best,
+            "steps": ended.steps,
+            "kept_step": ended.kept,
+            "loss_before": ended.before if math.isfinite(ended.before) else None,
+            "loss": ended.loss,
             "seed": seed,
             "seconds": round(time.monotonic() - started, 1),
         },
@@ -266,16 +278,15 @@ def _stack(frames: Any) -> np.ndarray:
     radiograph.check_dtype(stack.dtype)
     if stack.dtype.kind == "f" and not np.isfinite(stack).all():
         raise InputError("The frames have values that are not finite; fill them first.")
+    if all(frame.min() == frame.max() for frame in stack):
+        raise InputError("The frames are constant: there is no noise to learn from.")
     return stack
 
 
 def _estimated(stack: np.ndarray) -> NoiseModel:
     chosen = stack[np.linspace(0, len(stack) - 1, min(8, len(stack))).astype(int)]
     models = sorted((estimate_noise(frame) for frame in chosen), key=lambda m: (m.gain, m.read_noise))
-    middle = models[len(models) // 2]
-    if middle.gain == 0 and float(np.ptp(chosen.astype(np.float64), axis=(1, 2)).max()) == 0:
-        raise InputError("The frames are constant: there is no noise to learn from.")
-    return middle
+    return models[len(models) // 2]
 
 
 def _found(
@@ -341,13 +352,9 @@ def _network(
 
 def _save(out: Path, network: BlindSpot, card: Card) -> str:
     """Writes weights with their card in the header; returns the file's sha256."""
-    partial = out.with_name(f"{out.name}.partial")
     entries = {k: v for k, v in card.to_dict().items() if k not in ("sha256", "source")}
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    try:
-        save_file(state, partial, {"xrk_card": json.dumps(entries)})
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return digest
+    content = save(state, {"xrk_card": json.dumps(entries)})
+    with atomic_file(out) as file:
+        file.write(content)
+    return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,7 @@
-"""The run of `xrk.adapt`: steps on random patches, the best weights kept, a checkpoint to go on from after a kill."""
+"""The run of `xrk.adapt`: steps on random patches, the best weights kept, a checkpoint to go on from after a kill.
+
+Every so many steps the loss of some patches is looked at, always the same; that of the weights it begins from as well.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from torch import Tensor
 from xrk.errors import CheckpointFileError, InputError, InputTypeError
 from xrk.models import BlindSpot
 
-__all__ = ["VALIDATE_EVERY", "Run", "check_folder"]
+__all__ = ["VALIDATE_EVERY", "Outcome", "Run", "check_folder"]
 
 VALIDATE_EVERY = 25
-_SAVED = {"facts", "network", "optimizer", "generator", "best", "best_state", "stale", "step"}
+_SAVED = {"facts", "network", "optimizer", "generator", "best", "best_state", "best_step", "stale", "step"}
 
 
 def check_folder(run: str | os.PathLike[str] | None) -> Path | None:
@@ -39,6 +42,27 @@ def check_folder(run: str | os.PathLike[str] | None) -> Path | None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"The run's folder {folder} cannot be written: no permission to write in {there}.")
     return folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        steps: that were done.
+        kept: the step whose weights were kept; 0 means those it began from, where no check was better.
+        before, checked: loss of the weights it began from, and the least of all checks.
+    """
+
+    steps: int
+    kept: int
+    before: float
+    checked: float
+
+    @property
+    def loss(self) -> float:
+        """Of the weights that were kept."""
+        return self.checked if self.kept else self.before
 
 
 @dataclass
@@ -64,8 +88,10 @@ class Run:
     folder: Path | None
     facts: dict[str, str]
 
-    def go(self, steps: int, patience: int, tell: Callable[[int, int], Any]) -> tuple[int, float]:
-        """Trains, leaves the best weights in the network, and returns the steps done and the best loss.
+    def go(self, steps: int, patience: int, tell: Callable[[int, int], Any]) -> Outcome:
+        """Trains, and leaves the best weights in the network, be they those it began from.
+
+        Patience is with the checks alone: the first steps may well cost more than later ones win back.
 
         Raises:
             InputError: the loss was never finite, or the folder holds another run. CheckpointFileError: what it holds
@@ -74,13 +100,15 @@ class Run:
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.rate)
         rng = np.random.default_rng(self.seed)
         held_out = self._patches(np.random.default_rng(self.seed + 1), 8)
-        best, best_state, stale, step = math.inf, self._state(), 0, 0
+        begun, before = self._state(), self._check(held_out)
+        best, best_state, best_step, stale, step = math.inf, begun, 0, 0, 0
         saved = self._load()
         if saved is not None:
             self.network.load_state_dict(saved["network"])
             optimizer.load_state_dict(saved["optimizer"])
             rng.bit_generator.state = saved["generator"]
-            best, best_state, stale, step = saved["best"], saved["best_state"], saved["stale"], saved["step"]
+            best, best_state, best_step = saved["best"], saved["best_state"], saved["best_step"]
+            stale, step = saved["stale"], saved["step"]
         while step < steps and stale < patience:
             for group in optimizer.param_groups:  # constant, then down to a tenth over the last third
                 group["lr"] = self.rate * min(1.0, 0.1 + 0.9 * 3 * (1 - step / steps))
@@ -91,21 +119,25 @@ class Run:
             optimizer.step()
             step += 1
             if step % VALIDATE_EVERY == 0 or step == steps:
-                with torch.inference_mode():
-                    value = float(self.loss(self.network, held_out))
+                value = self._check(held_out)
                 better = value < best  # which NaN is not
                 stale = 0 if better else stale + 1
                 if better:
-                    best, best_state = value, self._state()
+                    best, best_state, best_step = value, self._state(), step
                 if not math.isfinite(best):
                     raise InputError(
                         f"The training diverged: after {step} steps the loss is {value}; expected a rate below "
                         f"{self.rate:g}."
                     )
-                self._store(optimizer, rng, best, best_state, stale, step)
+                self._store(optimizer, rng, best, best_state, best_step, stale, step)
             tell(step, steps)
-        self.network.load_state_dict(best_state)
-        return step, best
+        kept = 0 if before <= best else best_step
+        self.network.load_state_dict(best_state if kept else begun)
+        return Outcome(step, kept, before, best)
+
+    def _check(self, held_out: Tensor) -> float:
+        with torch.inference_mode():
+            return float(self.loss(self.network, held_out))
 
     def _patches(self, rng: np.random.Generator, count: int) -> Tensor:
         out = np.empty((count, 1, self.patch, self.patch), np.float32)
@@ -143,7 +175,7 @@ class Run:
             )
         return saved
 
-    def _store(self, optimizer, rng, best: float, best_state: dict, stale: int, step: int) -> None:
+    def _store(self, optimizer, rng, best: float, best_state: dict, best_step: int, stale: int, step: int) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -154,6 +186,7 @@ class Run:
             "generator": rng.bit_generator.state,
             "best": best,
             "best_state": best_state,
+            "best_step": best_step,
             "stale": stale,
             "step": step,
         }
