@@ -18,6 +18,7 @@ from torch import Tensor
 
 from xrk.errors import CheckpointFileError, InputError, InputTypeError
 from xrk.models import BlindSpot
+from xrk.training.training_run import write_checkpoint
 
 __all__ = ["VALIDATE_EVERY", "Outcome", "Run", "check_folder"]
 
@@ -190,6 +191,4 @@ class Run:
             "stale": stale,
             "step": step,
         }
-        partial = self.folder / "checkpoint.partial"
-        torch.save(saved, partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
+        write_checkpoint(self.folder / "checkpoint.pt", saved)

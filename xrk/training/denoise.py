@@ -23,11 +23,7 @@ Everything a run needs to go on lies in its folder: ``checkpoint.pt`` (written a
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
-import math
-import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,17 +40,10 @@ from xrk.noise import estimate_noise
 from xrk.training import blindspot_net, lxie_net, resnet18_unet
 from xrk.training.data import Patches, build_pool
 from xrk.training.optimizer import Muon
+from xrk.training.training_run import TrainingRun, learning_rate
 
 # Each says what its network is built of, how it starts, and which of its weights Muon moves.
 NETWORKS = {"resnet18-unet": resnet18_unet, "lxie-net": lxie_net, "blindspot": blindspot_net}
-
-
-def learning_rate(step: int, steps: int, cooldown: int, warmup: int = 200) -> float:
-    """Relative rate: linear warm-up, constant, then 1 - sqrt down to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    left = steps - step
-    return 1.0 if left >= cooldown else 1 - math.sqrt(1 - max(left, 0) / cooldown)
 
 
 def validate(network: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
@@ -101,7 +90,6 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     if arguments.start:
         recipe.grow(network, load_file(arguments.start))
     network = network.to(device, memory_format=torch.channels_last)
-    average = copy.deepcopy(network).eval().requires_grad_(False)
     matrices = [p for n, p in network.named_parameters() if recipe.is_matrix(n, p)]
     others = [p for n, p in network.named_parameters() if not recipe.is_matrix(n, p)]
     if arguments.optimizer == "muon":
@@ -111,7 +99,6 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
         ]
     else:
         optimizers = [torch.optim.AdamW(network.parameters(), lr=arguments.lr, betas=(0.9, 0.99), weight_decay=1e-4)]
-    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     validation_scenes = max(1, arguments.scenes // 24)  # the last ones; the network never sees them
     size, count = arguments.size or recipe.SIZE, arguments.batch or recipe.BATCH
     frames, real = (None, None) if arguments.frames is None else real_frames(arguments.frames, network)
@@ -119,65 +106,26 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     patches = Patches(pool, size, arguments.seed, slice(-validation_scenes), white=white, frames=frames)
     held_out = Patches(pool, 192, 987654321, slice(-validation_scenes, None), white=white)
     batches = [tuple(torch.from_numpy(x).to(device) for x in held_out.batch(8)) for _ in range(4)]
-    step, spent = 0, 0.0
     ahead = ThreadPoolExecutor(1)  # draws the next batch while the network learns from this one
 
     def draw() -> tuple[list[Tensor], dict]:
         return [torch.from_numpy(x) for x in patches.batch(count)], patches.state()
 
-    checkpoint = run / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        network.load_state_dict(saved["network"])
-        average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        patches.restore(saved["generator"])
-        step, spent = saved["step"], saved["seconds"]
-        print(f"resumed at step {step} after {spent:.0f} s", flush=True)
+    described = {"model": arguments.model, "config": config, "frames": real}
+    training = TrainingRun(run, network, optimizers, described, (0.995, 16), recipe.contrast_only)
+    training.resume(patches)
     drawn = ahead.submit(draw)
-    start, loss_sum, loss_count = time.monotonic() - spent, 0.0, 0
-    while step < arguments.steps:
-        rate = learning_rate(step, arguments.steps, arguments.cooldown, arguments.warmup)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        for group, base in zip(groups, rates, strict=True):
-            group["lr"] = base * rate
+    while training.step < arguments.steps:
+        rate = learning_rate(training.step, arguments.steps, arguments.cooldown, arguments.warmup)
         batch, generator = drawn.result()
         drawn = ahead.submit(draw)
         noisy, target, weight = (x.to(device) for x in batch)
-        loss = recipe.loss(network, noisy, target, weight)
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        recipe.contrast_only(network)
-        step += 1
-        with torch.no_grad():
-            decay = min(0.995, 1 - 1 / (1 + step / 16))
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-        loss_sum, loss_count = loss_sum + loss.item(), loss_count + 1
-        if step % arguments.log == 0 or step == arguments.steps:
-            spent = time.monotonic() - start
-            gain = validate(recipe.answer(average), batches)
-            with (run / "log.csv").open("a") as log:
-                log.write(f"{step},{spent:.0f},{loss_sum / loss_count:.4f},{gain:.3f},{rate:.3f}\n")
-            print(f"step {step}  {spent:.0f} s  loss {loss_sum / loss_count:.4f}  gain {gain:.3f} dB", flush=True)
-            loss_sum, loss_count = 0.0, 0
-        if step % arguments.save == 0 or step == arguments.steps:
-            saved = {
-                "model": arguments.model,
-                "config": config,
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "generator": generator,
-                "step": step,
-                "seconds": time.monotonic() - start,
-                "frames": real,
-            }
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(saved, partial)
-            os.replace(partial, checkpoint)
+        training.learn(recipe.loss(network, noisy, target, weight), rate)
+        last = training.step == arguments.steps
+        if last or training.step % arguments.log == 0:
+            training.log(validate(recipe.answer(training.average), batches), rate)
+        if last or training.step % arguments.save == 0:
+            training.save(generator)
     ahead.shutdown()
 
 

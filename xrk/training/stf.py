@@ -16,9 +16,6 @@ where, and from where, to take that detail.
 from __future__ import annotations
 
 import argparse
-import copy
-import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +30,8 @@ from xrk.cameras import Cameras
 from xrk.models import EDVRSTF
 from xrk.models.stf import DeformableConv, PCDAlignment, ResidualBlock
 from xrk.processes import random_process
-from xrk.training.denoise import learning_rate
 from xrk.training.optimizer import Muon
+from xrk.training.training_run import TrainingRun, learning_rate
 
 ARCHITECTURE = "edvr-stf"
 CONFIG: dict[str, Any] = {
@@ -324,69 +321,28 @@ def train(run: Path, arguments: argparse.Namespace) -> None:
     network = EDVRSTF(**CONFIG)
     initialise(network)
     network = network.to(arguments.device, memory_format=torch.channels_last)
-    average = copy.deepcopy(network).eval().requires_grad_(False)
-    quick_gradients(network)
     named = list(network.named_parameters())
     optimizers = [
         Muon([p for n, p in named if is_matrix(n, p)], lr=arguments.lr),
         torch.optim.AdamW([p for n, p in named if not is_matrix(n, p)], lr=0.2 * arguments.lr, weight_decay=0.0),
     ]
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = [group["lr"] for group in groups]
     windows = Windows(arguments.size, arguments.seed)
     count, each, size = VALIDATION
     held_out = Windows(size, 987654321, (500_000, FIRST_SEED))
     batches = [tuple(x.to(arguments.device) for x in held_out.batch(each)) for _ in range(count)]
-    step, spent = 0, 0.0
-    checkpoint = run / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=arguments.device, weights_only=True)
-        network.load_state_dict(saved["network"])
-        average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        windows.restore(saved["generator"])
-        step, spent = saved["step"], saved["seconds"]
-        print(f"resumed at step {step} after {spent:.0f} s", flush=True)
-    start, losses = time.monotonic() - spent, []
-    while step < arguments.steps:
-        rate = learning_rate(step, arguments.steps, arguments.cooldown, warmup=50)
-        for group, base in zip(groups, rates, strict=True):
-            group["lr"] = base * rate
+    described = {"model": ARCHITECTURE, "config": CONFIG}
+    training = TrainingRun(run, network, optimizers, described, (0.99, 4))
+    quick_gradients(network)  # not the average, which is validated as it is shipped
+    training.resume(windows)
+    while training.step < arguments.steps:
+        rate = learning_rate(training.step, arguments.steps, arguments.cooldown, warmup=50)
         lq, hq, truth, beam = (x.to(arguments.device) for x in windows.batch(arguments.batch))
-        loss = psnr_loss(network(lq, hq), truth, beam)
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        step += 1
-        with torch.no_grad():
-            decay = min(0.99, 1 - 1 / (1 + step / 4))
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-        losses.append(loss.item())
-        if step % arguments.log == 0 or step == arguments.steps:
-            gained = validate(average, batches)
-            row = f"{step},{time.monotonic() - start:.0f},{np.mean(losses):.4f},{gained:.3f},{rate:.3f}"
-            with (run / "log.csv").open("a") as log:
-                log.write(row + "\n")
-            print(row, flush=True)
-            losses = []
-        if step % arguments.save == 0 or step == arguments.steps:
-            saved = {
-                "model": ARCHITECTURE,
-                "config": CONFIG,
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "generator": windows.state(),
-                "step": step,
-                "seconds": time.monotonic() - start,
-            }
-            written = checkpoint.with_suffix(".partial")
-            torch.save(saved, written)
-            os.replace(written, checkpoint)
+        training.learn(psnr_loss(network(lq, hq), truth, beam), rate, most=5.0)
+        last = training.step == arguments.steps
+        if last or training.step % arguments.log == 0:
+            training.log(validate(training.average, batches), rate)
+        if last or training.step % arguments.save == 0:
+            training.save(windows.state())
 
 
 def main(argv: list[str] | None = None) -> None:
