@@ -62,6 +62,19 @@ def test_an_exported_run_loads_and_is_the_average(tmp_path, name, recipe):
     assert loaded.card.config | card.config == loaded.card.config and loaded.card.domain == "stabilised"
 
 
+def test_the_card_of_a_network_that_sees_every_pixel_says_so(tmp_path):
+    config = {**blindspot_net.CONFIG, "features": 4, "spot": 0}
+    network = blindspot_net.build(config).eval()
+    saved = {"model": "blindspot", "config": config, "average": network.state_dict(), "step": 7, "seconds": 1.0}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    (tmp_path / "log.csv").write_text("7,2,0.25,2.5,0.0\n")
+    card = export.export(tmp_path, "mine", tmp_path, {}, "a machine", note="Stopped early.")
+    assert "nothing is blind" in card.description and "noisy frames alone" not in card.description
+    assert card.training["recipe"].endswith("--spot 0") and card.training["note"] == "Stopped early."
+    frame = np.random.default_rng(0).poisson(400, (50, 70)).astype(np.uint16)
+    assert xrk.enhance(frame, tmp_path / "mine.safetensors").shape == frame.shape
+
+
 def test_one_table_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: None)
     evaluate.main(["--size", "64", "--tables", "flat", "--out", str(tmp_path / "table.json")])

@@ -40,6 +40,11 @@ DESCRIPTION = (
     "Blind-spot network that learnt from noisy frames alone, without a clean image: for white Poisson-Gaussian noise at"
     " 15 to 12000 quanta per pixel; the result is the posterior mean, and how sure it is comes with it."
 )
+# Of the network that sees every pixel and learnt from clean images (``spot`` 0).
+SEEING_DESCRIPTION = (
+    "A network of the blind-spot network's shape in which nothing is blind, for white Poisson-Gaussian noise at 15 to"
+    " 12000 quanta per pixel; it learnt from simulated frames and what they would be without noise."
+)
 
 LIMITS = (
     "Noise must be independent from pixel to pixel: what a scintillator correlates, and white spots, are taken for"

@@ -33,12 +33,21 @@ LIMITS = (
 )
 
 
-def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine: str, caution: str = "") -> Card:
-    """Write the model ``name`` of a run to the folder ``target``; its card, whose limits begin with ``caution``."""
+def export(
+    run: Path, name: str, target: Path, figures: dict[str, Any], machine: str, caution: str = "", note: str = ""
+) -> Card:
+    """Write the model ``name`` of a run to the folder ``target``; its card, whose limits begin with ``caution``.
+
+    ``note``: what else there is to say of the training, such as a recipe that changed on the way.
+    """
     saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     architecture = saved["model"]
     video = architecture == stf.ARCHITECTURE
     recipe = stf if video else NETWORKS[architecture]
+    seeing = saved["config"].get("spot") == 0
+    description, limits = recipe.DESCRIPTION, getattr(recipe, "LIMITS", LIMITS)
+    if seeing:
+        description, limits = recipe.SEEING_DESCRIPTION, LIMITS
     state = {
         key: value.contiguous() if key in recipe.EXACT else value.contiguous().half()
         for key, value in saved["average"].items()
@@ -49,7 +58,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
         validation = [row for row in csv.reader(log)][-1]
     conventions: dict[str, Any] = {"domain": "stabilised", "noise": "estimate"}
     training = {
-        "recipe": f"python -m xrk.training.denoise --model {architecture}",
+        "recipe": f"python -m xrk.training.denoise --model {architecture}{' --spot 0' if seeing else ''}",
         "data": "random scenes of xrk.scenes behind the simulated beam and detector of xrk.training.data",
     }
     if video:
@@ -64,7 +73,7 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
         config={"in_channels": 1, **saved["config"]},
         **conventions,
         size_multiple=recipe.size_multiple(saved["config"]),
-        description=recipe.DESCRIPTION,
+        description=description,
         parameters=sum(value.numel() for value in state.values()),
         licence="MIT; "
         + ("trained on xrk's own simulations only, so no other licence touches it" if real is None else REAL_LICENCE),
@@ -75,9 +84,10 @@ def export(run: Path, name: str, target: Path, figures: dict[str, Any], machine:
             "hours": round(saved["seconds"] / 3600, 2),
             "machine": machine,
             "validation_psnr_db" if video else "validation_gain_db": float(validation[3]),
-        },
+        }
+        | ({"note": note} if note else {}),
         figures=figures,
-        limits=f"{caution} {getattr(recipe, 'LIMITS', LIMITS)}".strip(),
+        limits=f"{caution} {limits}".strip(),
     )
     # The weights alone must tell what they are, too: a copy elsewhere is loaded by its path.
     told = {key: value for key, value in card.to_dict().items() if key not in ("sha256", "source")}
@@ -113,12 +123,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figures", type=Path, help="what xrk.training.evaluate, or evaluate_video, wrote")
     parser.add_argument("--machine", default="2 CPU cores")
     parser.add_argument("--caution", default="", help="a sentence that the card's limits begin with")
+    parser.add_argument("--note", default="", help="what else there is to say of the training")
     arguments = parser.parse_args(argv)
     arguments.to.mkdir(parents=True, exist_ok=True)
     figures = summary(json.loads(arguments.figures.read_text())) if arguments.figures else {}
     saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
     name = arguments.name or {stf.ARCHITECTURE: "stf"}.get(saved["model"], saved["model"])
-    card = export(arguments.run, name, arguments.to, figures, arguments.machine, arguments.caution)
+    card = export(arguments.run, name, arguments.to, figures, arguments.machine, arguments.caution, arguments.note)
     print(f"{card.name}: {card.parameters} parameters, sha256 {card.sha256}")
 
 
