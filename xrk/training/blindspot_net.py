@@ -45,6 +45,12 @@ SEEING_DESCRIPTION = (
     "A network of the blind-spot network's shape in which nothing is blind, for white Poisson-Gaussian noise at 15 to"
     " 12000 quanta per pixel; it learnt from simulated frames and what they would be without noise."
 )
+SEEING_LIMITS = (
+    "Noise must be independent from pixel to pixel: what a scintillator correlates, and white spots, are taken for"
+    " object and stay. Trained on simulated radiographs only. Structure as weak and as small as the noise itself can be"
+    " smoothed away or, rarely, invented: look at the standardised residual in the report. Research use; not a medical"
+    " device."
+)
 
 LIMITS = (
     "Noise must be independent from pixel to pixel: what a scintillator correlates, and white spots, are taken for"

@@ -47,7 +47,7 @@ def export(
     seeing = saved["config"].get("spot") == 0
     description, limits = recipe.DESCRIPTION, getattr(recipe, "LIMITS", LIMITS)
     if seeing:
-        description, limits = recipe.SEEING_DESCRIPTION, LIMITS
+        description, limits = recipe.SEEING_DESCRIPTION, recipe.SEEING_LIMITS
     state = {
         key: value.contiguous() if key in recipe.EXACT else value.contiguous().half()
         for key, value in saved["average"].items()
