@@ -310,7 +310,7 @@ def test_arguments_that_do_not_fit(tmp_path, rng):
         for levels in ((1, 1), (2, 1), (0, np.inf), (0, np.nan), (0, 1e-320)):
             with pytest.raises(InputError, match="black < white"):
                 source.read(dtype="f4", levels=levels)
-        with pytest.raises(InputTypeError, match="two numbers"):
+        with pytest.raises(InputTypeError, match="two finite numbers"):
             source.read(dtype="f4", levels="ab")
     with pytest.raises(InputError, match="is closed"):
         source.read()
