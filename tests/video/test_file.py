@@ -201,8 +201,9 @@ def test_the_command_can_be_interrupted(files, tmp_path):
     xrk.io.write(files / "lr.tif", lr)
     xrk.io.write(files / "hr.tif", hr)
     process = subprocess.Popen(
-        [sys.executable, "-m", "xrk", *command(files)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "xrk", *command(files)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit it ignored
+    )  # fmt: skip
     kept = files / "out.tif.frames"
     deadline = time.monotonic() + 60
     while not (kept.exists() and kept.stat().st_size > 10000) and process.poll() is None:
