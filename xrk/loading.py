@@ -5,6 +5,7 @@ A shipped model is a pair of files in ``xrk/weights``: ``NAME.safetensors``, who
 """
 
 import difflib
+import hashlib
 import json
 import os
 import threading
@@ -22,7 +23,7 @@ from xrk.checkpoints import CheckpointDescription, assemble, describe_checkpoint
 from xrk.errors import CheckpointError, CheckpointFileError, InputError, InputTypeError, ModelNotFoundError
 from xrk.models import ARCHITECTURES, Card
 
-__all__ = ["CheckpointDescription", "Model", "inspect_checkpoint", "list_models", "load", "ready"]
+__all__ = ["CheckpointDescription", "Model", "inspect_checkpoint", "list_models", "load", "ready", "sha256_of"]
 
 inspect_checkpoint = describe_checkpoint
 
@@ -141,6 +142,15 @@ def ready(model: Any) -> Model:
         names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
         raise InputTypeError(f"The weights of {model.card.name} are {names}; expected float32 (or float64) throughout.")
     return model
+
+
+def sha256_of(module: nn.Module) -> str:
+    """Of a module's tensors, with their names, shapes and dtypes: no file's sha256 tells one's own modules apart."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _own_card(module: nn.Module) -> Card:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from xrk import io
 from xrk.errors import ImageFileError, InputError, InputTypeError
-from xrk.loading import Model
+from xrk.loading import Model, sha256_of
 from xrk.progress import told
 from xrk.video import VideoReport, fuse_video
 
@@ -118,12 +117,9 @@ def _network(model: Any) -> str | None:
     """Of the tensors of a module, or of what `xrk.load` gave, and of the latter's card."""
     if model is None:
         return None
-    digest = hashlib.sha256(json.dumps(model.card.to_dict()).encode() if isinstance(model, Model) else b"")
-    module = model.module if isinstance(model, Model) else model
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    if isinstance(model, Model):
+        return json.dumps(model.card.to_dict()) + sha256_of(model.module)
+    return sha256_of(model)
 
 
 class _Kept:

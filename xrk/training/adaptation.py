@@ -41,7 +41,7 @@ from xrk import arrays, radiograph
 from xrk.arguments import whole_number
 from xrk.errors import InputError, InputTypeError
 from xrk.io.atomic import atomic_file, check_apart, check_target
-from xrk.loading import Model, load
+from xrk.loading import Model, load, sha256_of
 from xrk.models import BlindSpot, Card
 from xrk.noise import NoiseModel, estimate_noise
 from xrk.progress import Progress, check_progress, told
@@ -175,7 +175,7 @@ def adapt(
         network, config, begun = _network(start, features, spot, loss, deviation)
     own = begun
     if start is not None:  # one that was never a file has no sha256, so its run is told by the weights themselves
-        own += hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in network.state_dict().values())).hexdigest()
+        own += sha256_of(network)
     network = network.to(device, memory_format=torch.channels_last)
     surprise = blindspot_net.surprise
     if loss == "uncalibrated":
